@@ -1,0 +1,1 @@
+"""Devices: what binds rings to interfaces and files. Knows shm and nothing else of ours."""

@@ -1,0 +1,271 @@
+"""AF_PACKET: any interface of this host, by packet(7).
+
+Watching (the default of an opened port) leaves the host its traffic and sees both directions; taking receives in place
+of the host's stack (`taking.py` drops behind us). The sockets are set up here, once; frames flow in af_packet_*.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pktring.shm.errors import Error
+
+from . import _drivers, netns
+from .link import LinkFacts, facts
+from .taking import HostDrop
+
+ETH_P_ALL = 3
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_AUXDATA, PACKET_VERSION = 1, 5, 8, 10
+PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
+PACKET_MR_PROMISC, TPACKET_V3 = 1, 2
+PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_DEFRAG = 0, 0x8000
+SO_TIMESTAMPNS, SO_RCVBUFFORCE, SO_SNDBUFFORCE = 35, 33, 32
+
+BLOCK_SIZE = 1 << 18  # holds the longest super-frame several times over
+RETIRE_MS = 2  # a block that is not full is handed over after this long: the latency of a quiet watching port
+RCVBUF = 64 << 20
+SNDBUF = 8 << 20
+
+OPTIONS = {
+    "rx": "ring or recv: how frames are received (watching: ring, taking: recv, as each measures better)",
+    "buffer": "MiB of kernel receive buffer a queue (32)",
+    "bypass": "1 = send past the queueing discipline (0); nothing is gained on veth, and shaping by tc is passed over",
+}
+
+
+@dataclass
+class Queue:
+    """One queue: its sockets, the C device over them, and the descriptors to wait on."""
+
+    device: object
+    rx_fd: int
+    tx_fd: int
+    core: _drivers.AfPacketQueue
+    sockets: list[socket.socket] = field(default_factory=list)
+    map: mmap.mmap | None = None
+
+
+class AfPacket:
+    """An interface served by AF_PACKET sockets: what `open` returns.
+
+    `take_buffers(n)` and `give_buffers(indexes)` are the pool's, for the landing buffers of `rx=recv`.
+    """
+
+    kind = "af_packet"
+
+    def __init__(
+        self,
+        interface: str,
+        *,
+        take: bool = False,
+        promisc: bool = True,
+        queues: int = 1,
+        netns_name: str | None = None,
+        port: int = 0,
+        options: dict[str, str] | None = None,
+        take_buffers: Callable[[int], array],
+        give_buffers: Callable[[array], None],
+    ):
+        options = options or {}
+        self.interface = interface
+        self.netns = netns_name
+        self.take = take
+        self.promisc = promisc
+        self.n_queues = queues
+        self.port = port
+        self.mode = options.get("rx", "recv" if take else "ring")
+        if self.mode not in ("ring", "recv"):
+            raise Error("E_OPTION", f"rx={self.mode}: ring or recv")
+        self.buffer = _mib(options.get("buffer", "32"))
+        self.bypass = options.get("bypass", "0") == "1"
+        self._take_buffers, self._give_buffers = take_buffers, give_buffers
+        self.queues: list[Queue] = []
+        self._drop: HostDrop | None = None
+        self.link: LinkFacts = facts(interface, netns_name)
+        self._open()
+
+    def _open(self) -> None:
+        self.link = facts(self.interface, self.netns)
+        try:
+            with netns.entered(self.netns):
+                for _ in range(self.n_queues):
+                    self.queues.append(self._queue())
+            if self.n_queues > 1:
+                self._fan_out()
+            if self.take:
+                self._drop = HostDrop(self.interface, self.netns)
+        except BaseException:
+            self.close()
+            raise
+
+    def _queue(self) -> Queue:
+        rx = self._socket()
+        tx = self._socket()
+        landing = None
+        map_ = None
+        try:
+            if self.mode == "ring":
+                map_ = self._ring(rx)
+            else:
+                landing = self._take_buffers(_drivers.AFP_BURST)
+                if len(landing) < _drivers.AFP_BURST:
+                    raise Error("E_REGION_FULL", "no buffers left to receive into: make the region with more")
+                self._receive_buffer(rx, self.buffer)
+            self._options(rx)
+            self._bind(rx, ETH_P_ALL)
+            self._set(tx, socket.SOL_SOCKET, SO_SNDBUFFORCE, SNDBUF, fallback=socket.SO_SNDBUF)
+            vnet = self._try(tx, PACKET_VNET_HDR, 1)
+            if self.bypass:
+                self._try(tx, PACKET_QDISC_BYPASS, 1)
+            self._bind(tx, 0)
+        except BaseException:
+            rx.close()
+            tx.close()
+            if landing is not None:
+                self._give_buffers(landing)
+            raise
+        core = _drivers.AfPacketQueue(rx.fileno(), tx.fileno(), self.port, vnet, map_, BLOCK_SIZE, landing)
+        return Queue(core.device, rx.fileno(), tx.fileno(), core, [rx, tx], map_)
+
+    def _socket(self) -> socket.socket:
+        try:
+            return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)  # protocol 0: nothing arrives before bind
+        except PermissionError:
+            raise Error("E_PERM", f"need CAP_NET_RAW to open {self.interface}: run as root, or in `unshare -Urn`") from None
+
+    def _options(self, rx: socket.socket) -> None:
+        rx.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        rx.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        if self.take:
+            self._try(rx, PACKET_IGNORE_OUTGOING, 1)
+        if self.promisc:
+            rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b""))
+        if self.mode == "recv":
+            rx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+
+    def _ring(self, rx: socket.socket) -> mmap.mmap:
+        """TPACKET_V3 with a virtio-net header in front of each frame (it must be asked for before the ring exists)."""
+        rx.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+        rx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        blocks = max(self.buffer // BLOCK_SIZE, 2)
+        request = struct.pack("7I", BLOCK_SIZE, blocks, 2048, blocks * (BLOCK_SIZE // 2048), RETIRE_MS, 0, 0)
+        try:
+            rx.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+        except OSError as why:
+            raise Error("E_RING", f"{self.interface}: a ring of {blocks * BLOCK_SIZE} bytes: {why.strerror}: ask for less, ?buffer=8") from None
+        return mmap.mmap(rx.fileno(), blocks * BLOCK_SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def _receive_buffer(self, rx: socket.socket, size: int) -> None:
+        self._set(rx, socket.SOL_SOCKET, SO_RCVBUFFORCE, size, fallback=socket.SO_RCVBUF)
+
+    def _bind(self, sock: socket.socket, protocol: int) -> None:
+        try:
+            sock.bind((self.interface, protocol))
+        except OSError as why:
+            if why.errno in (errno.ENODEV, errno.ENXIO):
+                raise Error("E_NO_INTERFACE", f"{self.interface} vanished while it was opened") from None
+            if why.errno != errno.ENETDOWN:
+                raise Error("E_BIND", f"bind {self.interface}: {why.strerror}") from None
+
+    def _fan_out(self) -> None:
+        """Spread flows over the queues; fragments are put together first, or their pieces would part company."""
+        group = (os.getpid() ^ self.link.ifindex << 8 ^ self.port << 4) & 0xFFFF
+        for _ in range(64):
+            word = group | (PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_DEFRAG) << 16
+            try:
+                for queue in self.queues:
+                    queue.sockets[0].setsockopt(SOL_PACKET, PACKET_FANOUT, word)
+                return
+            except OSError as why:
+                if why.errno != errno.EINVAL or queue is not self.queues[0]:
+                    raise Error("E_FANOUT", f"{self.interface}: {why.strerror}: ask for one queue") from None
+                group = (group + 1) & 0xFFFF  # somebody else's group, of another kind
+        raise Error("E_FANOUT", f"{self.interface}: no fanout group is free: ask for one queue")
+
+    @staticmethod
+    def _try(sock: socket.socket, option: int, value: int) -> bool:
+        """Set what some kernels lack. False = this one does."""
+        try:
+            sock.setsockopt(SOL_PACKET, option, value)
+        except OSError as why:
+            if why.errno not in (errno.ENOPROTOOPT, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            return False
+        return True
+
+    @staticmethod
+    def _set(sock: socket.socket, level: int, option: int, value: int, fallback: int) -> None:
+        """Set a size beyond the limit where we may, up to the limit where not."""
+        try:
+            sock.setsockopt(level, option, value)
+        except PermissionError:
+            sock.setsockopt(level, fallback, value)
+
+    # ---- the driver interface ----
+
+    def facts(self) -> dict:
+        """What this port is and how it is served."""
+        return {
+            "driver": self.kind,
+            "interface": self.interface,
+            "ifindex": self.link.ifindex,
+            "mac": self.link.mac.hex(":"),
+            "mtu": self.link.mtu,
+            "up": self.link.up,
+            "mode": "taking" if self.take else "watching",
+            "rx": self.mode,
+            "queues": len(self.queues),
+            "carries_gso": True,
+        }
+
+    def warnings(self) -> list[str]:
+        """What the user should know at start-up."""
+        on = [name for name in ("tso", "gso", "gro", "lro") if self.link.offloads.get(name)]
+        if not on or self.link.offloads.get("lro") is None:
+            return []
+        return []
+
+    def rebind(self) -> None:
+        """Bind again after the interface came back under its name (the old sockets can be: measured)."""
+        self.link = facts(self.interface, self.netns)
+        with netns.entered(self.netns):
+            for queue in self.queues:
+                rx, tx = queue.sockets
+                self._bind(rx, ETH_P_ALL)
+                self._bind(tx, 0)
+                if self.promisc:
+                    request = struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b"")
+                    rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, request)
+        if self.take:
+            if self._drop:
+                self._drop.close()
+            self._drop = HostDrop(self.interface, self.netns)
+
+    def close(self) -> None:
+        """Give everything back: sockets, buffers, and the host its traffic."""
+        if self._drop:
+            self._drop.close()
+            self._drop = None
+        for queue in self.queues:
+            self._give_buffers(array("I", queue.core.landing))
+            for sock in queue.sockets:
+                sock.close()
+        self.queues = []
+
+
+def _mib(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= 1024:
+        raise Error("E_OPTION", f"buffer={text}: MiB, 1 to 1024")
+    return value << 20

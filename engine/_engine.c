@@ -1,0 +1,13 @@
+/* The door of engine. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "doors.h"
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_engine", NULL, -1, NULL, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__engine(void)
+{
+    PyObject *m = PyModule_Create(&module);
+    return m && pr_add_forward(m) == 0 ? m : NULL;
+}

@@ -1,0 +1,9 @@
+/* What each door adds to the extension _engine. */
+#ifndef PR_ENGINE_DOORS_H
+#define PR_ENGINE_DOORS_H
+
+#include <Python.h>
+
+int pr_add_forward(PyObject *module);
+
+#endif

@@ -1,0 +1,256 @@
+"""A port: rings of a region, served by a device. What `pktring.open` returns."""
+
+from __future__ import annotations
+
+import select
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pktring.shm import _shm
+from pktring.shm.errors import Error
+from pktring.shm.region import COUNTER_NAMES, RX, TX, Region
+
+from .batch import Batch
+
+if TYPE_CHECKING:
+    from scapy.supersocket import SuperSocket
+
+
+class Queue(Protocol):
+    """One queue of a device: a capsule to bind a ring to, and what to wait on (-1 = nothing)."""
+
+    device: object
+    rx_fd: int
+    tx_fd: int
+
+
+class Device(Protocol):
+    """What a driver opens. The frames flow through the queues, in C; this is the rest."""
+
+    queues: Sequence[Any]
+
+    def facts(self) -> dict: ...
+    def warnings(self) -> list[str]: ...
+    def rebind(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Watch(Protocol):
+    """Link events of the interface behind a port."""
+
+    def fileno(self) -> int: ...
+    def events(self) -> list[Any]: ...
+    def close(self) -> None: ...
+
+
+POLL_S = 0.1  # no wait is longer, whatever wake-up was lost
+PERIODIC_S = 0.2  # kernel drop counts are read this often
+
+
+class Port:
+    """Receive and send bursts of frames; a context manager. `fileno()` works with select, poll and asyncio."""
+
+    def __init__(self, name: str, region: Region, device: Device, watch: Watch | None, *, slots: int, directions: str = "rxtx"):
+        self.name = name
+        self.region = region
+        self.device = device
+        self._watch = watch
+        self._closed = False
+        self._batch: Batch | None = None
+        self._turn = 0
+        self._drops_read = 0.0
+        self._indexes: list[int] = []
+        self.rx_rings = self._rings(RX, slots) if "rx" in directions else []
+        self.tx_rings = self._rings(TX, slots) if "tx" in directions else []
+        self.event_fd = watch.fileno() if watch else -1
+        self._poll = self._make_poll()
+
+    def _rings(self, direction: int, slots: int) -> list[_shm.Ring]:
+        rings = []
+        for i, queue in enumerate(self.device.queues):
+            label = f"{self.name[-36:]} {'rx' if direction == RX else 'tx'}{i}"
+            index, ring = self.region.make_ring(direction, slots, label, i)
+            ring.bind(queue.device)
+            self._indexes.append(index)
+            rings.append(ring)
+        return rings
+
+    def _make_poll(self) -> select.epoll:
+        poll = select.epoll()
+        for queue in self.device.queues if self.rx_rings else ():
+            if queue.rx_fd >= 0:
+                try:
+                    poll.register(queue.rx_fd, select.EPOLLIN)
+                except PermissionError:
+                    pass  # a regular file: always ready
+        if self.event_fd >= 0:
+            poll.register(self.event_fd, select.EPOLLIN)
+        return poll
+
+    # ---- receive ----
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `recv` has something to do."""
+        return self._poll.fileno()
+
+    def recv(self, max: int = 256, timeout: float | None = 1.0) -> Batch:
+        """Receive up to `max` frames; waits `timeout` seconds for the first (None: for ever). The batch may be empty.
+
+        Releases the batch before it. Raises E_CLOSED, E_PORT_GONE (a file or device that cannot come back).
+        """
+        self._check()
+        if self._batch:
+            self._batch.release()
+            self._batch = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            for _ in self.rx_rings:
+                ring = self.rx_rings[self._turn % len(self.rx_rings)]
+                self._turn += 1
+                if ring.ready or ring.sync() > 0:
+                    self._batch = self._take(ring, max)
+                    return self._batch
+            left = POLL_S if deadline is None else min(deadline - time.monotonic(), POLL_S)
+            if left <= 0 or self.ended or not self.rx_rings:
+                starts = array("I")
+                ring = self.rx_rings[0] if self.rx_rings else self.tx_rings[0]
+                return Batch(self, ring, starts, 0, ring.head)
+            self._periodic()
+            self._poll.poll(left)
+
+    def _take(self, ring: _shm.Ring, most: int) -> Batch:
+        starts = array("I", bytes(4 * most))
+        n, end = ring.peek(starts, most)
+        self._periodic()
+        return Batch(self, ring, starts, n, end)
+
+    def batches(self, timeout: float | None = None, max: int = 256) -> Iterator[Batch]:
+        """Iterate over batches as they come; ends after `timeout` seconds without a frame, or at a file's end."""
+        while not self._closed:
+            batch = self.recv(max, timeout)
+            if not len(batch):
+                return
+            yield batch
+
+    @property
+    def ended(self) -> bool:
+        """True at the end of a file: nothing more will come."""
+        return bool(self.rx_rings) and all(r.device_flags & _shm.PR_DEV_END and not r.ready for r in self.rx_rings)
+
+    # ---- send ----
+
+    def send(self, frames: Sequence[Any]) -> int:
+        """Queue frames (bytes-like) and send what the device takes at once. Returns how many were accepted.
+
+        Fewer than given means the ring is full: call again. Raises ValueError for a frame longer than any ring holds.
+        """
+        self._check()
+        if not self.tx_rings:
+            raise Error("E_DIRECTION", f"{self.name} cannot send")
+        if isinstance(frames, (bytes, bytearray, memoryview)):
+            raise TypeError("send takes a sequence of frames: send([frame])")
+        ring = self.tx_rings[0]
+        ring.sync()
+        accepted = ring.put(frames)
+        ring.sync()
+        return accepted
+
+    def flush(self) -> None:
+        """Hand everything queued to the device, as far as it takes it."""
+        for ring in self.tx_rings:
+            ring.sync()
+
+    def tx_ring_for(self, rx: _shm.Ring) -> _shm.Ring:
+        """The transmit ring that frames of a receive ring go to."""
+        if not self.tx_rings:
+            raise Error("E_DIRECTION", f"{self.name} cannot send")
+        return self.tx_rings[0]
+
+    # ---- whole super-frames ----
+
+    @property
+    def carries_whole(self) -> bool:
+        """Whether super-frames may be sent to it as they are."""
+        return bool(self.tx_rings) and all(r.device_flags & _shm.PR_DEV_CARRIES_GSO for r in self.tx_rings)
+
+    def carry_whole(self, on: bool) -> None:
+        """Receive super-frames whole instead of cut into wire frames."""
+        for ring in self.rx_rings:
+            flags = ring.device_flags & ~_shm.PR_DEV_WHOLE
+            ring.device_flags = flags | _shm.PR_DEV_WHOLE if on else flags
+
+    # ---- facts ----
+
+    def facts(self) -> dict:
+        """What the port is: driver, mode, MTU, ... as `pktring stat` shows it."""
+        return self.device.facts()
+
+    def warnings(self) -> list[str]:
+        """What a user should know about this interface, one line each."""
+        return self.device.warnings()
+
+    def stats(self) -> dict[str, int]:
+        """Counters by name, summed over the port's rings (the names: `pktring help counters`, shm/counters.h)."""
+        self.read_kernel_drops()
+        rows = self.region.counters()
+        mine = {f"{self.name[-36:]} {d}{i}" for d in ("rx", "tx") for i in range(len(self.device.queues))}
+        return {name: sum(row[name] for row in rows if row["row"] in mine) for name in COUNTER_NAMES}
+
+    def read_kernel_drops(self) -> None:
+        """Bring what the kernel dropped before us into the counters."""
+        for ring in self.rx_rings:
+            ring.stats()
+        self._drops_read = time.monotonic()
+
+    def events(self) -> list[Any]:
+        """Link events since the last call (each has `.kind` and `.line`); a port whose interface is back is bound again."""
+        events = self._watch.events() if self._watch else []
+        for event in events:
+            if event.kind == "back":
+                self.device.rebind()
+        for ring in (*self.rx_rings, *self.tx_rings):
+            ring.device_error = 0
+        return events
+
+    def _periodic(self) -> None:
+        if time.monotonic() - self._drops_read > PERIODIC_S:
+            self.read_kernel_drops()
+            if self._watch:
+                self.events()
+
+    def scapy(self) -> SuperSocket:
+        """This port as a scapy socket, for `sniff(opened_socket=...)` and `sendp(..., socket=...)`."""
+        from .scapy_socket import PortSocket
+
+        return PortSocket(self)
+
+    # ---- end ----
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Error("E_CLOSED", f"{self.name} is closed")
+
+    def close(self) -> None:
+        """Close the device and give rings and buffers back to the region."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._batch:
+            self._batch.release()
+        self.flush()
+        self._poll.close()
+        if self._watch:
+            self._watch.close()
+        for ring in (*self.rx_rings, *self.tx_rings):
+            ring.bind(None)
+        self.device.close()
+        for index in self._indexes:
+            self.region.drop_ring(index)
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,48 @@
+"""pktring: a multiprocess shared-memory packet engine for Linux.
+
+    with pktring.open("eth0") as port:
+        for batch in port.batches(timeout=1.0):
+            print(batch.lengths.sum())
+
+The names are loaded when they are first used, so that `import pktring` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pktring.engine.batch import Batch
+    from pktring.engine.port import Port
+    from pktring.ports import open
+    from pktring.shm.errors import Error
+    from pktring.shm.pktqueue import PktQueue
+    from pktring.shm.region import Region
+
+_HOMES = {
+    "open": "pktring.ports",
+    "Port": "pktring.engine.port",
+    "Batch": "pktring.engine.batch",
+    "Region": "pktring.shm.region",
+    "PktQueue": "pktring.shm.pktqueue",
+    "Error": "pktring.shm.errors",
+}
+__all__ = ["Batch", "Error", "PktQueue", "Port", "Region", "get_include", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pktring' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def get_include() -> str:
+    """The folder of the C headers that describe the region and its rings (layout.h, region.h, ring.h)."""
+    import os
+
+    import pktring.shm
+
+    return os.path.dirname(pktring.shm.__file__ or "")

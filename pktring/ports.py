@@ -1,0 +1,226 @@
+"""Port names, and how a name becomes an open port.
+
+    [driver:]name[?key=value&...]        eth0   af_packet:eth0?take=1   tap:t0?mtu=9000   pcap:trace.pcapng   null:
+
+The name of an existing interface always wins over anything else it might mean. A port is opened *watching* (the host
+keeps its traffic) unless `take` says otherwise.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pktring.engine.port import Device, Port, Watch
+from pktring.shm.errors import Error
+from pktring.shm.region import DEFAULT_SLOTS, Region
+
+COMMON = {
+    "take": "1 = receive in place of the host's stack (0: the host keeps its traffic)",
+    "promisc": "0 = only frames for this interface's address (1: all)",
+    "queues": "receive queues, flows spread over them (1)",
+    "slots": f"slots of each ring ({DEFAULT_SLOTS})",
+    "netns": "network namespace: a name of `ip netns`, or pid:N",
+    "gso": "whole = super-frames come whole (cut: as wire frames)",
+    "strict": "1 = refuse where a frame could only be guessed right (0)",
+}
+LATER = ("af_xdp", "pipe", "vale", "netmap")  # names that the contract reserves
+
+
+@dataclass(frozen=True)
+class PortName:
+    """A parsed port name."""
+
+    driver: str
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+    why: str = ""
+
+
+def parse(text: str, interfaces: Callable[[str | None], list[str]]) -> PortName:
+    """Take a port name apart. `interfaces(netns)` lists the interfaces that exist. Raises E_PORT, E_OPTION."""
+    base, _, query = text.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if not base:
+        raise Error("E_PORT", "empty port name: give an interface, tap:NAME, pcap:FILE or null:")
+    if base in interfaces(options.get("netns")):
+        return PortName("af_packet", base, options, f"{base} is an interface")
+    driver, colon, name = base.partition(":")
+    if colon and (driver in DRIVERS or driver in LATER):
+        return PortName(driver, name, options, "asked for by name")
+    near = difflib.get_close_matches(base, [*interfaces(options.get("netns")), *(d + ":" for d in DRIVERS)], 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`pktring capture -D` lists interfaces"
+    raise Error("E_NO_INTERFACE", f"{base}: no such interface or driver: {hint}")
+
+
+def open(name: str, *, region: Region | None = None, directions: str = "rxtx", yes: bool = False, **keys: Any) -> Port:
+    """Open a port by name; keyword arguments are the same keys as behind the `?`.
+
+    Watching unless `take=1`. Without `region` the port's rings lie in this process's own region, shared by all ports it
+    opens. `directions`: rx, tx or rxtx. `yes` takes an interface even if this host is reached through it.
+    Raises E_NO_INTERFACE, E_PORT, E_OPTION, E_PERM, E_WOULD_CUT_HOST and what the driver and the region raise.
+    """
+    from pktring.drivers.link import interfaces
+
+    port = parse(name, lambda netns: [facts if isinstance(facts, str) else facts.name for facts in interfaces(netns)])
+    options = port.options | {k: _text(v) for k, v in keys.items() if v is not None}
+    if port.driver in LATER:
+        raise Error("E_DRIVER", f"{port.driver}: no such driver in this version: use {', '.join(DRIVERS)}")
+    _check(options, port.driver)
+    slots = _number(options, "slots", DEFAULT_SLOTS, 2, 1 << 16)
+    queues = _number(options, "queues", 1, 1, 64)
+    home = region or _room_for(queues * (2 if directions == "rxtx" else 1), slots)
+    device, watch = DRIVERS[port.driver].opener(port.name, options, home, directions, queues, yes)
+    try:
+        opened = Port(name, home, device, watch, slots=slots, directions=directions)
+    except BaseException:
+        device.close()
+        raise
+    opened.carry_whole(options.get("gso") == "whole")
+    return opened
+
+
+# ---- drivers ----
+
+
+def _open_af_packet(
+    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
+) -> tuple[Device, Watch | None]:
+    from pktring.drivers.af_packet import AfPacket
+    from pktring.drivers.link import LinkWatch
+    from pktring.drivers.taking import would_cut_host
+
+    netns = options.get("netns")
+    take = _flag(options, "take", False)
+    if take and not yes and (why := would_cut_host(name, netns)):
+        raise Error("E_WOULD_CUT_HOST", f"{name}: {why}: say --yes if you mean it")
+    device = AfPacket(
+        name,
+        take=take,
+        promisc=_flag(options, "promisc", True),
+        queues=queues,
+        netns_name=netns,
+        port=_next_number(),
+        options=options,
+        take_buffers=region.pool.take,
+        give_buffers=region.pool.give,
+    )
+    return device, LinkWatch(name, netns)
+
+
+def _open_tap(
+    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
+) -> tuple[Device, Watch | None]:
+    from pktring.drivers.link import LinkWatch
+    from pktring.drivers.tap import Tap
+
+    netns = options.get("netns")
+    device = Tap(
+        name,
+        queues=queues,
+        netns_name=netns,
+        port=_next_number(),
+        options=options,
+        take_buffers=region.pool.take,
+        give_buffers=region.pool.give,
+    )
+    return device, LinkWatch(device.interface, netns)
+
+
+def _open_pcap(
+    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
+) -> tuple[Device, Watch | None]:
+    from pktring.drivers import pcap
+
+    return pcap.open(name, options, direction="tx" if directions == "tx" else "rx"), None
+
+
+def _open_null(
+    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
+) -> tuple[Device, Watch | None]:
+    from pktring.drivers import null
+
+    return null.open(name, options), None
+
+
+def _options_of(module: str) -> dict[str, str]:
+    from importlib import import_module
+
+    return import_module(f"pktring.drivers.{module}").OPTIONS
+
+
+@dataclass(frozen=True)
+class Driver:
+    """How a kind of port is opened, and what it is for, in a line."""
+
+    opener: Callable[[str, dict[str, str], Region, str, int, bool], tuple[Device, Watch | None]]
+    about: str
+
+
+DRIVERS = {
+    "af_packet": Driver(_open_af_packet, "any interface, by AF_PACKET sockets"),
+    "tap": Driver(_open_tap, "a TAP device, made if it does not exist"),
+    "pcap": Driver(_open_pcap, "a capture file: read (pcap, pcapng), or written (pcapng)"),
+    "null": Driver(_open_null, "nowhere: swallows everything, or makes frames at full speed"),
+}
+
+
+# ---- options ----
+
+
+def _check(options: dict[str, str], driver: str) -> None:
+    known = [*COMMON, *_options_of(driver)]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+            raise Error("E_OPTION", f"unknown key {key!r} for {driver}: did you mean {near!r}? (`pktring help ports` lists them)")
+
+
+def _text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _flag(options: dict[str, str], key: str, default: bool) -> bool:
+    value = options.get(key, "1" if default else "0")
+    if value not in ("0", "1"):
+        raise Error("E_OPTION", f"{key}={value}: 0 or 1")
+    return value == "1"
+
+
+def _number(options: dict[str, str], key: str, default: int, low: int, high: int) -> int:
+    text = options.get(key, str(default))
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise Error("E_OPTION", f"{key}={text}: a number from {low} to {high}")
+    return int(text)
+
+
+# ---- the process's own regions ----
+
+_regions: list[Region] = []
+_numbers = iter(range(1, 1 << 16))
+
+
+def _next_number() -> int:
+    return next(_numbers)
+
+
+def _room_for(n_rings: int, slots: int) -> Region:
+    """A region of this process with room for so many rings; made when there is none."""
+    for region in _regions:
+        if region.made_here and region.has_room(n_rings, slots):
+            return region
+    region = Region.create(f"{os.getpid()}-{len(_regions)}", rings=max(n_rings, 16), slots=max(slots, DEFAULT_SLOTS))
+    if not _regions:
+        atexit.register(_close_regions)
+    _regions.append(region)
+    return region
+
+
+def _close_regions() -> None:
+    for region in _regions:
+        region.close()

@@ -1,0 +1,1 @@
+"""Shared memory: regions, rings, buffers, lanes and queues that processes share. Knows nothing of devices."""

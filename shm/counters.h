@@ -1,0 +1,74 @@
+/* 64-bit counters: one row a ring, one writer a row, readable by everyone through a read-only mapping.
+ *
+ * The list below is the only place where a counter is named; Python reads it from here. The law that tests assert at rest:
+ *   rx_kernel + rx_pieces = rx_frames + rx_supers + the driver's drops (gso csum trunc runt)
+ *   rx_frames = delivered + forwarded + the path's drops (filter direction limit tx_full bad_slot) + in the ring
+ *   tx_queued = tx_frames + the driver's drops (mtu runt gso csum trunc bad_slot down tx_kernel error) + in the ring
+ * drop_kernel and drop_tap_queue are frames that nobody here ever held: offered = rx_kernel + drop_kernel. */
+#ifndef PR_COUNTERS_H
+#define PR_COUNTERS_H
+
+#include "layout.h"
+
+/*          name            what it counts */
+#define PR_COUNTER_LIST(X)                                                                                             \
+    X(rx_kernel, "frames the kernel or file handed to the driver, a super-frame as one")                               \
+    X(rx_supers, "super-frames (GSO/GRO) that were cut into wire frames")                                              \
+    X(rx_pieces, "wire frames that came of cutting them")                                                              \
+    X(rx_frames, "frames placed in the receive ring")                                                                  \
+    X(rx_bytes, "their bytes")                                                                                         \
+    X(delivered, "frames an app released after looking at them")                                                       \
+    X(forwarded, "frames that went on to a transmit ring")                                                             \
+    X(tx_queued, "frames placed in the transmit ring")                                                                 \
+    X(tx_frames, "frames the kernel or file accepted")                                                                 \
+    X(tx_bytes, "their bytes")                                                                                         \
+    X(drop_kernel, "dropped by the kernel before the driver saw them (PACKET_STATISTICS)")                             \
+    X(drop_tap_queue, "dropped by a TAP's own queue")                                                                  \
+    X(drop_gso, "super-frames that could be neither cut nor carried")                                                  \
+    X(drop_csum, "frames whose partial checksum could not be completed")                                               \
+    X(drop_trunc, "frames longer than the slots can hold")                                                             \
+    X(drop_mtu, "frames longer than the interface's MTU allows")                                                       \
+    X(drop_runt, "frames shorter than an Ethernet header")                                                             \
+    X(drop_filter, "frames a filter did not match")                                                                    \
+    X(drop_direction, "frames of the direction not asked for")                                                         \
+    X(drop_limit, "frames past the number asked for")                                                                  \
+    X(drop_tx_full, "frames for which the transmit ring had no room")                                                  \
+    X(drop_bad_slot, "slots an app filled wrongly: length, index, chain")                                              \
+    X(drop_down, "frames for an interface that is down or gone")                                                       \
+    X(drop_tx_kernel, "frames the kernel's transmit path dropped (ENOBUFS)")                                           \
+    X(drop_error, "frames the kernel refused for another reason")                                                      \
+    X(drop_crash, "frames in the burst of a process that died")                                                        \
+    X(mirrored, "copies that went to a mirror")                                                                        \
+    X(drop_mirror, "copies for which the mirror had no room")                                                          \
+    X(copies, "frames copied between buffers (0 = zero-copy)")                                                         \
+    X(vlan_restored, "VLAN tags put back into frames")                                                                 \
+    X(csum_completed, "partial checksums completed")                                                                   \
+    X(rx_trunc, "frames cut to the snap length, marked as such")                                                       \
+    X(reinits, "ring re-initialised after a protocol violation")                                                       \
+    X(syscalls, "calls into the kernel on this ring's behalf")                                                         \
+    X(wakeups, "times the owner slept and was woken")
+
+enum pr_counter {
+#define X(name, text) PR_C_##name,
+    PR_COUNTER_LIST(X)
+#undef X
+    PR_N_COUNTERS
+};
+
+#define PR_ROW_VALUES 56
+struct pr_row {
+    char name[48]; /* "eth0 rx0" */
+    uint32_t writer; /* owner id */
+    uint32_t used;
+    uint64_t pad;
+    uint64_t v[PR_ROW_VALUES];
+};
+_Static_assert(sizeof(struct pr_row) == 512 && PR_N_COUNTERS <= PR_ROW_VALUES, "row");
+
+/* The owner is the only writer, so a plain add would do; the relaxed store keeps a reader from seeing half of it. */
+static inline void pr_count(struct pr_row *row, enum pr_counter c, uint64_t n)
+{
+    __atomic_store_n(&row->v[c], row->v[c] + n, __ATOMIC_RELAXED);
+}
+
+#endif

@@ -1,0 +1,1 @@
+"""Commands for people, each a thin user of the public API."""
