@@ -19,11 +19,11 @@
  *   --------   -----------------------------   ----------------------------------------------------------------------
  *   producer   owner word OWNED -> INFLIGHT    its payload is written; the word holds the position too
  *   producer   slot[head + i] = descriptor     i < capacity - (head - tail)
- *   producer   head += n (release)             the n words and slots are written: now the consumer sees them, all or none
- *   consumer   owner word INFLIGHT -> OWNED    for a slot in [tail, head), if the word names this lane and this position
- *   consumer   tail += n (release)             the n words are its own, the slots copied: now the producer may reuse them
+ *   producer   head += n (release)             after the n words and slots: the consumer now sees them all, before none
+ *   consumer   owner word INFLIGHT -> OWNED    the slot is in [tail, head), the word names this lane and position
+ *   consumer   tail += n (release)             the words are its own, the slots copied: the producer may reuse them
  *   heir       end of the dead taken over      fenced; its cursor read back from the lane (pr_lane_attach)
- *   heir       INFLIGHT -> FREE                the producer is fenced, the position not in [tail, head): never published
+ *   heir       INFLIGHT -> FREE                the producer is fenced, the position not in [tail, head)
  *
  * These are PROHIBITED:
  *
@@ -38,9 +38,9 @@
  *   heir       producing before pr_lane_reclaim  new positions would hide the dead one's unpublished words
  *
  * Killed at any instruction, producer: what is published is the consumer's; words that are INFLIGHT beyond head, and
- * those OWNED by the dead, are reclaimed. Consumer: words it had made OWNED are reclaimed (at most one burst, each frame
- * lost and counted, none twice); a new consumer that meets their slots again finds words that do not name the slot's
- * position, and skips them. */
+ * those OWNED by the dead, are reclaimed. Consumer: words it had made OWNED are reclaimed (at most one burst, every
+ * frame of it lost and counted, none done twice); a new consumer that meets their slots again finds words that do not
+ * name the slot's position, and skips them. */
 #ifndef PR_LANE_H
 #define PR_LANE_H
 
@@ -204,7 +204,7 @@ static inline uint32_t pr_lane_take(struct pr_lane_end *e, struct pr_pool *p, ui
  * The consumer may be at work: [tail, head) only shrinks from the tail, so what lies outside of it now is nobody's. */
 static inline uint32_t pr_lane_reclaim(const struct pr_lane_end *e, struct pr_pool *p)
 {
-    uint32_t tail = __atomic_load_n(&e->lane->tail, __ATOMIC_ACQUIRE); /* before the words: pairs with pr_lane_release */
+    uint32_t tail = __atomic_load_n(&e->lane->tail, __ATOMIC_ACQUIRE); /* before the words are read */
     uint32_t head = __atomic_load_n(&e->lane->head, __ATOMIC_ACQUIRE), mask = e->capacity - 1, n = 0;
     for (uint32_t b = 0; b < p->n; b++) {
         uint64_t w = pr_pool_look(p, b);

@@ -31,14 +31,14 @@
  *   anyone     FREE -> INFLIGHT, LENT, KERNEL   the stack still holds it: it would be handed out a second time
  *   anyone     OWNED(a) -> OWNED(b)             two writers; what a killed a had done with it nobody could tell
  *   producer   INFLIGHT -> anything             the consumer may be reading it
- *   anyone     LENT -> FREE, INFLIGHT, KERNEL   the app may still write it: it has to come back first. A foreign index, a
- *                                               duplicate, a double return all fail here, the word being no longer LENT
+ *   anyone     LENT -> FREE, INFLIGHT, KERNEL   the app may still write it: it has to come back first. Another's index,
+ *                                               a duplicate, a double return all fail here: no longer LENT to that app
  *   heir       KERNEL -> FREE, socket open      the kernel would write into a stranger's frame
  *   anyone     OWNED -> FREE, word not mine     a double give
  *
  * Free buffers are found through a stack in ordinary memory of their process. It holds nothing that the words do not
- * say: whoever dies takes its stack along and loses no buffer, pr_pool_rebuild reads the words. Each process has a home,
- * a contiguous range of indexes that was dealt to it, so that processes seldom write the same cache line; a buffer from
+ * say: whoever dies takes its stack along and loses no buffer, pr_pool_rebuild reads the words. Each process has a
+ * home, a contiguous range of indexes that was dealt to it, so that two seldom write the same cache line; a buffer from
  * elsewhere may stay or be sent home, through a lane like any other.
  *
  * Killed at any instruction: every operation is one store to one word, before which the buffer is still the giver's and
@@ -147,7 +147,10 @@ static inline uint32_t pr_pool_give(struct pr_pool *p, const uint32_t *bufs, uin
     return given;
 }
 
-static inline int pr_pool_owns(const struct pr_pool *p, uint32_t b) { return b < p->n && pr_pool_look(p, b) == p->as_owned; }
+static inline int pr_pool_owns(const struct pr_pool *p, uint32_t b)
+{
+    return b < p->n && pr_pool_look(p, b) == p->as_owned;
+}
 
 /* ---- to others and back: 1 = done, 0 = refused ---- */
 
@@ -200,9 +203,9 @@ static inline uint32_t pr_pool_reclaim(struct pr_pool *p, uint64_t mask, uint64_
     return n;
 }
 
-/* What process `dead` owned, of whatever generation: those in its hands (returned: each may have carried a frame) and
- * those in its stack. What it had put into lanes: pr_lane_reclaim, for each lane it produced for, before this one, since
- * from here on its successor may produce. */
+/* What process `dead` owned, of whatever generation: those in its stack, and those in its hands (the count is of these,
+ * since each may have carried a frame). What it was putting into lanes is found by pr_lane_reclaim, lane by lane; its
+ * successor produces only after both. */
 static inline uint32_t pr_pool_reclaim_process(struct pr_pool *p, uint16_t dead)
 {
     pr_pool_reclaim(p, PR_WORD_NAME, pr_word(PR_FREE, dead, 0, 0));
