@@ -200,13 +200,13 @@ static inline uint32_t pr_lane_take(struct pr_lane_end *e, struct pr_pool *p, ui
 
 /* ---- after the producer's death ---- */
 
-/* Words that say "in this lane" but were never published become FREE(p's process): rebuild p when done. How many.
+/* Buffers whose words say "in this lane" but that were never published go home. How many.
  * The consumer may be at work: [tail, head) only shrinks from the tail, so what lies outside of it now is nobody's. */
 static inline uint32_t pr_lane_reclaim(const struct pr_lane_end *e, struct pr_pool *p)
 {
     uint32_t tail = __atomic_load_n(&e->lane->tail, __ATOMIC_ACQUIRE); /* before the words are read */
     uint32_t head = __atomic_load_n(&e->lane->head, __ATOMIC_ACQUIRE), mask = e->capacity - 1, n = 0;
-    for (uint32_t b = 0; b < p->n; b++) {
+    for (uint32_t b = PR_FIRST_BUF; b < p->n; b++) {
         uint64_t w = pr_pool_look(p, b);
         if ((w & PR_WORD_NAME) != pr_word(PR_INFLIGHT, e->id, 0, 0))
             continue;
@@ -214,7 +214,7 @@ static inline uint32_t pr_lane_reclaim(const struct pr_lane_end *e, struct pr_po
         uint64_t d = __atomic_load_n(&e->lane->slot[(tail + at) & mask], __ATOMIC_RELAXED);
         if (at < head - tail && pr_desc_idx(d) == b)
             continue;
-        __atomic_store_n(&p->word[b], p->as_free, __ATOMIC_RELEASE);
+        pr_pool_store(p, b, pr_pool_at_home(p, b));
         n++;
     }
     return n;

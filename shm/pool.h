@@ -4,31 +4,37 @@
  *   +--------+-----------+------------------+---------+
  *   | state  |   owner   |    generation    |   aux   |      stored and loaded whole: never torn, never half true
  *   +--------+-----------+------------------+---------+
- *    FREE     process     of that process    0            in that process's private stack
+ *    RESERVED 0           0                  0            buffers 0 and 1 (netmap's "none" and "sink"), or never dealt
+ *    FREE     process     0                  0            at home: that process may take it
  *    OWNED    process     of that process    0            it may read and write the buffer
  *    INFLIGHT lane        of the producer    position     put into the lane, not yet taken out of it
  *    LENT     app         of the lender      0            in the app's rings: the app may write it at any moment
  *    KERNEL   port        of the socket      0            in an AF_XDP socket's rings: the kernel may
- *    RESERVED 0           0                  0            buffers 0 and 1 (netmap's "none" and "sink"), or never dealt
  *
- * The word names who may write it next, so there is one writer at a time and no lock. The legal changes:
+ * The word names who may write it next, so there is one writer at a time and no lock. Process ids start at 1 and each
+ * has a home, the same number of consecutive buffers: buffer b lives with process 1 + (b - 2) / home_size. A process
+ * takes buffers only from its home, and whoever gives one back sends it home; there is no shared free list. A process
+ * that replaces a dead one has the same id and a new generation, and finds the home as it is.
+ *
+ * The legal changes:
  *
  *   Who        Change                 When
  *   --------   --------------------   -------------------------------------------------------------------------------
- *   process    FREE -> OWNED          take
- *   process    OWNED -> FREE          give
+ *   process    RESERVED -> FREE       deal: its home, before its first take
+ *   process    FREE -> OWNED          take: FREE(itself) only
+ *   process    OWNED -> FREE(home)    give
  *   producer   OWNED -> INFLIGHT      hand over: after the payload, before the slot and the lane's head
  *   consumer   INFLIGHT -> OWNED      accept: after the head was seen, before the lane's tail moves
  *   worker     OWNED -> LENT          lend: before the index is published in the app's ring
  *   worker     LENT -> OWNED          unlend: the app returned the index, and it was lent to that very app
  *   worker     OWNED -> KERNEL        before the address goes into the fill or transmit ring
  *   worker     KERNEL -> OWNED        the kernel returned it, through the socket it was given to
- *   heir       (a dead one's) -> FREE reclaim: the dead process is fenced (its pidfd is readable), the socket closed in
+ *   heir       dead one's -> FREE     reclaim: the dead process is fenced (its pidfd is readable), the socket closed in
  *                                     every holder. INFLIGHT only outside of [tail, head): see lane.h
  *
  * These are PROHIBITED, and refused:
  *
- *   anyone     FREE -> INFLIGHT, LENT, KERNEL   the stack still holds it: it would be handed out a second time
+ *   anyone     FREE -> INFLIGHT, LENT, KERNEL   a stack still holds it: it would be handed out a second time
  *   anyone     OWNED(a) -> OWNED(b)             two writers; what a killed a had done with it nobody could tell
  *   producer   INFLIGHT -> anything             the consumer may be reading it
  *   anyone     LENT -> FREE, INFLIGHT, KERNEL   the app may still write it: it has to come back first. Another's index,
@@ -36,10 +42,9 @@
  *   heir       KERNEL -> FREE, socket open      the kernel would write into a stranger's frame
  *   anyone     OWNED -> FREE, word not mine     a double give
  *
- * Free buffers are found through a stack in ordinary memory of their process. It holds nothing that the words do not
- * say: whoever dies takes its stack along and loses no buffer, pr_pool_rebuild reads the words. Each process has a
- * home, a contiguous range of indexes that was dealt to it, so that two seldom write the same cache line; a buffer from
- * elsewhere may stay or be sent home, through a lane like any other.
+ * The stack is ordinary memory of its process and holds nothing that the words do not say: free buffers of the home,
+ * most recently given on top. When it is dry it is filled from the words, lowest first; whoever dies takes its stack
+ * along and loses no buffer.
  *
  * Killed at any instruction: every operation is one store to one word, before which the buffer is still the giver's and
  * after which it is the taker's. A reclaim that is itself killed is run again. */
@@ -58,6 +63,9 @@ enum pr_owner_state {
 #define PR_WORD_NAME 0xffffff0000000000ull /* state and owner */
 #define PR_WORD_ALL (~0ull)
 
+#define PR_FIRST_BUF 2u    /* 0 and 1 belong to nobody */
+#define PR_POOL_REFILL 256 /* free buffers looked for at a time */
+
 static inline uint64_t pr_word(enum pr_owner_state state, uint16_t owner, uint32_t gen, uint16_t aux)
 {
     return (uint64_t)state << 56 | (uint64_t)owner << 40 | ((uint64_t)gen << 16 & PR_WORD_GEN) | aux;
@@ -71,63 +79,82 @@ static inline uint16_t pr_word_aux(uint64_t w) { return (uint16_t)w; }
 /* One process's hold on the ledger; private memory. */
 struct pr_pool {
     uint64_t *word;
-    uint32_t n;                /* words */
-    uint32_t home, home_end;   /* the indexes dealt to this process: [home, home_end) */
-    uint32_t depth;            /* free buffers in the stack */
-    uint32_t *stack;           /* room for n */
+    uint32_t n;                 /* words */
+    uint32_t home_size;
+    uint32_t home, home_end;    /* mine: [home, home_end) */
     uint64_t as_free, as_owned; /* what my words say */
-    uint64_t refused;          /* operations on a buffer whose word said otherwise */
+    uint32_t *stack;            /* room for home_size */
+    uint32_t depth;             /* buffers in it */
+    uint64_t refused;           /* operations on a buffer whose word said otherwise */
 };
 
-/* owner and gen: this process's. stack: ordinary memory of n entries. Follow with pr_pool_deal or pr_pool_rebuild. */
+/* owner (from 1 on) and gen: this process's. stack: ordinary memory of home_size entries. */
 static inline void pr_pool_init(struct pr_pool *p, uint64_t *word, uint32_t n, uint16_t owner, uint32_t gen,
-                                uint32_t home, uint32_t home_end, uint32_t *stack)
+                                uint32_t home_size, uint32_t *stack)
 {
-    *p = (struct pr_pool){.word = word, .n = n, .home = home, .home_end = home_end < n ? home_end : n, .stack = stack,
-                          .as_free = pr_word(PR_FREE, owner, gen, 0), .as_owned = pr_word(PR_OWNED, owner, gen, 0)};
+    uint64_t home = PR_FIRST_BUF + (uint64_t)(owner - 1u) * home_size, end = home + home_size;
+    *p = (struct pr_pool){.word = word, .n = n, .home_size = home_size, .home = (uint32_t)(home < n ? home : n),
+                          .home_end = (uint32_t)(end < n ? end : n), .as_free = pr_word(PR_FREE, owner, 0, 0),
+                          .as_owned = pr_word(PR_OWNED, owner, gen, 0), .stack = stack};
 }
 
 static inline int pr_pool_is_home(const struct pr_pool *p, uint32_t b) { return b >= p->home && b < p->home_end; }
-static inline uint32_t pr_pool_me_gen(const struct pr_pool *p) { return pr_word_gen(p->as_owned); }
+
+/* What the word of b says when b is free. */
+static inline uint64_t pr_pool_at_home(const struct pr_pool *p, uint32_t b)
+{
+    if (pr_pool_is_home(p, b))
+        return p->as_free;
+    return pr_word(PR_FREE, (uint16_t)(1 + (b - PR_FIRST_BUF) / p->home_size), 0, 0);
+}
 
 static inline uint64_t pr_pool_look(const struct pr_pool *p, uint32_t b)
 {
-    return __atomic_load_n(&p->word[b], __ATOMIC_ACQUIRE); /* pairs with the store in pr_pool_change */
+    return __atomic_load_n(&p->word[b], __ATOMIC_ACQUIRE); /* pairs with pr_pool_store */
 }
 
-/* Every change of every word that is not a reclaim: only if it says `from` (under `mask`), else it is refused. */
+static inline void pr_pool_store(struct pr_pool *p, uint32_t b, uint64_t word)
+{
+    __atomic_store_n(&p->word[b], word, __ATOMIC_RELEASE); /* what was done with the buffer comes first */
+}
+
+/* Every change of every word that is not dealt or reclaimed: only if it says `from` (under `mask`), else refused. */
 static inline int pr_pool_change(struct pr_pool *p, uint32_t b, uint64_t mask, uint64_t from, uint64_t to)
 {
     if (b >= p->n || (pr_pool_look(p, b) & mask) != from) {
         p->refused++;
         return 0;
     }
-    __atomic_store_n(&p->word[b], to, __ATOMIC_RELEASE); /* the payload comes first */
+    pr_pool_store(p, b, to);
     return 1;
 }
 
-/* Find my free buffers again, whatever my stack said. They come out lowest first. */
-static inline void pr_pool_rebuild(struct pr_pool *p)
-{
-    p->depth = 0;
-    for (uint32_t b = p->n; b-- > 0;)
-        if (pr_pool_look(p, b) == p->as_free)
-            p->stack[p->depth++] = b;
-}
-
-/* Make my home FREE; nobody else knows of these buffers yet. */
+/* Make those buffers of my home FREE that were never dealt. */
 static inline void pr_pool_deal(struct pr_pool *p)
 {
     for (uint32_t b = p->home; b < p->home_end; b++)
-        __atomic_store_n(&p->word[b], p->as_free, __ATOMIC_RELEASE);
-    pr_pool_rebuild(p);
+        if (pr_word_state(pr_pool_look(p, b)) == PR_RESERVED)
+            pr_pool_store(p, b, p->as_free);
+}
+
+/* Start the stack anew from the words. */
+static inline void pr_pool_rebuild(struct pr_pool *p)
+{
+    p->depth = 0;
+    for (uint32_t b = p->home; b < p->home_end && p->depth < PR_POOL_REFILL; b++)
+        if (pr_pool_look(p, b) == p->as_free)
+            p->stack[p->depth++] = b;
 }
 
 /* Up to n free buffers. How many there were. */
 static inline uint32_t pr_pool_take(struct pr_pool *p, uint32_t *bufs, uint32_t n)
 {
     uint32_t got = 0;
-    while (got < n && p->depth) {
+    while (got < n) {
+        if (!p->depth)
+            pr_pool_rebuild(p);
+        if (!p->depth)
+            break;
         uint32_t b = p->stack[--p->depth];
         if (pr_pool_change(p, b, PR_WORD_ALL, p->as_free, p->as_owned))
             bufs[got++] = b;
@@ -139,11 +166,14 @@ static inline uint32_t pr_pool_take(struct pr_pool *p, uint32_t *bufs, uint32_t 
 static inline uint32_t pr_pool_give(struct pr_pool *p, const uint32_t *bufs, uint32_t n)
 {
     uint32_t given = 0;
-    for (uint32_t i = 0; i < n; i++)
-        if (pr_pool_change(p, bufs[i], PR_WORD_ALL, p->as_owned, p->as_free)) {
-            p->stack[p->depth++] = bufs[i];
-            given++;
-        }
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t b = bufs[i];
+        if (!pr_pool_change(p, b, PR_WORD_ALL, p->as_owned, pr_pool_at_home(p, b)))
+            continue;
+        if (pr_pool_is_home(p, b))
+            p->stack[p->depth++] = b;
+        given++;
+    }
     return given;
 }
 
@@ -157,7 +187,7 @@ static inline int pr_pool_owns(const struct pr_pool *p, uint32_t b)
 /* pos: the lane's cursor at which the descriptor will stand. */
 static inline int pr_pool_hand_over(struct pr_pool *p, uint32_t b, uint16_t lane, uint32_t pos)
 {
-    uint64_t to = pr_word(PR_INFLIGHT, lane, pr_pool_me_gen(p), (uint16_t)pos);
+    uint64_t to = pr_word(PR_INFLIGHT, lane, pr_word_gen(p->as_owned), (uint16_t)pos);
     return pr_pool_change(p, b, PR_WORD_ALL, p->as_owned, to);
 }
 
@@ -170,7 +200,7 @@ static inline int pr_pool_accept(struct pr_pool *p, uint32_t b, uint16_t lane, u
 
 static inline int pr_pool_lend(struct pr_pool *p, uint32_t b, uint16_t app)
 {
-    return pr_pool_change(p, b, PR_WORD_ALL, p->as_owned, pr_word(PR_LENT, app, pr_pool_me_gen(p), 0));
+    return pr_pool_change(p, b, PR_WORD_ALL, p->as_owned, pr_word(PR_LENT, app, pr_word_gen(p->as_owned), 0));
 }
 
 static inline int pr_pool_unlend(struct pr_pool *p, uint32_t b, uint16_t app)
@@ -188,27 +218,25 @@ static inline int pr_pool_from_kernel(struct pr_pool *p, uint32_t b, uint16_t po
     return pr_pool_change(p, b, PR_WORD_ALL, pr_word(PR_KERNEL, port, socket_gen, 0), p->as_owned);
 }
 
-/* ---- after a death: words of the dead become FREE(me); follow with pr_pool_rebuild. How many were changed. ---- */
+/* ---- after a death: words of the dead go home. How many were changed. ---- */
 
 static inline uint32_t pr_pool_reclaim(struct pr_pool *p, uint64_t mask, uint64_t of)
 {
     uint32_t n = 0;
-    for (uint32_t b = 0; b < p->n; b++) {
+    for (uint32_t b = PR_FIRST_BUF; b < p->n; b++) {
         uint64_t w = pr_pool_look(p, b);
-        if ((w & mask) == of && w != p->as_free && w != p->as_owned) {
-            __atomic_store_n(&p->word[b], p->as_free, __ATOMIC_RELEASE);
+        if ((w & mask) == of && w != p->as_owned) {
+            pr_pool_store(p, b, pr_pool_at_home(p, b));
             n++;
         }
     }
     return n;
 }
 
-/* What process `dead` owned, of whatever generation: those in its stack, and those in its hands (the count is of these,
- * since each may have carried a frame). What it was putting into lanes is found by pr_lane_reclaim, lane by lane; its
- * successor produces only after both. */
+/* What process `dead` had in its hands, whatever its generation; each may have carried a frame. What it was putting
+ * into lanes is found by pr_lane_reclaim, lane by lane; its successor produces only after both. */
 static inline uint32_t pr_pool_reclaim_process(struct pr_pool *p, uint16_t dead)
 {
-    pr_pool_reclaim(p, PR_WORD_NAME, pr_word(PR_FREE, dead, 0, 0));
     return pr_pool_reclaim(p, PR_WORD_NAME, pr_word(PR_OWNED, dead, 0, 0));
 }
 
