@@ -103,7 +103,7 @@ def _counts(p):
 def _nothing_left_behind():
     before = _things()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 2
     while (left := (_things() - before) | _children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     told = "left behind: " + ", ".join(sorted(left))
@@ -111,3 +111,9 @@ def _nothing_left_behind():
         pytest.fail(told, pytrace=False)
     elif left:
         warnings.warn(told, stacklevel=1)
+
+
+@pytest.fixture(scope="session")
+def shm_include():
+    """The folder of the C headers."""
+    return Path(__file__).resolve().parent.parent / "shm"

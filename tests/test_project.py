@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -121,5 +122,7 @@ def test_a_forgotten_segment_fails_the_session(tmp_path):
 
 
 def test_a_forgotten_child_fails_the_session(tmp_path):
-    status, out = session(tmp_path, "def test_it(): subprocess.Popen(['sleep', '20'])")
-    assert status == 1 and re.search(r"left behind: process (\d+) sleep 20", out)
+    status, out = session(tmp_path, "def test_it(): subprocess.Popen(['sleep', '60'])")
+    left = re.search(r"left behind: process (\d+) sleep 60", out)
+    assert status == 1 and left
+    os.kill(int(left[1]), signal.SIGKILL)
