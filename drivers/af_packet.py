@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
-from .link import LinkFacts, facts
+from .link import LinkEvent, LinkFacts, facts
 from .taking import HostDrop
 
 ETH_P_ALL = 3
@@ -146,10 +146,14 @@ class AfPacket:
         rx.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         if self.take:
             self._try(rx, PACKET_IGNORE_OUTGOING, 1)
-        if self.promisc:
-            rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b""))
         if self.mode == "recv":
             rx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        self._listen_to_all(rx)
+
+    def _listen_to_all(self, rx: socket.socket) -> None:
+        """Frames for other addresses too; ends with the socket."""
+        if self.promisc:
+            rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b""))
 
     def _ring(self, rx: socket.socket) -> mmap.mmap:
         """TPACKET_V3 with a virtio-net header in front of each frame (it must be asked for before the ring exists)."""
@@ -182,7 +186,7 @@ class AfPacket:
             word = group | (PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_DEFRAG) << 16
             try:
                 for queue in self.queues:
-                    queue.sockets[0].setsockopt(SOL_PACKET, PACKET_FANOUT, word)
+                    queue.sockets[0].setsockopt(SOL_PACKET, PACKET_FANOUT, struct.pack("I", word))
                 return
             except OSError as why:
                 if why.errno != errno.EINVAL or queue is not self.queues[0]:
@@ -229,24 +233,32 @@ class AfPacket:
     def warnings(self) -> list[str]:
         """What the user should know at start-up."""
         on = [name for name in ("tso", "gso", "gro", "lro") if self.link.offloads.get(name)]
-        if not on or self.link.offloads.get("lro") is None:
+        if not on:
             return []
-        return []
+        off = " ".join(f"{name} off" for name in on)
+        return [
+            f"W_OFFLOADS if={self.interface} {' '.join(on)} on: super-frames are cut into wire frames or carried whole; what cannot be "
+            f"(tunnels) is dropped as drop_gso: if that grows, `ethtool -K {self.interface} {off}`"
+        ]
 
-    def rebind(self) -> None:
-        """Bind again after the interface came back under its name (the old sockets can be: measured)."""
+    def follow(self, event: LinkEvent) -> None:
+        """Keep up with what became of the interface."""
+        if event.kind == "renamed":
+            self.interface = event.name
+        elif event.kind == "back":
+            self._rebind()
+
+    def _rebind(self) -> None:
+        """Bind again after the interface came back under its name: the old sockets, with all they hold, can be."""
         self.link = facts(self.interface, self.netns)
         with netns.entered(self.netns):
             for queue in self.queues:
                 rx, tx = queue.sockets
                 self._bind(rx, ETH_P_ALL)
                 self._bind(tx, 0)
-                if self.promisc:
-                    request = struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b"")
-                    rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, request)
-        if self.take:
-            if self._drop:
-                self._drop.close()
+                self._listen_to_all(rx)
+        if self._drop:
+            self._drop.close()
             self._drop = HostDrop(self.interface, self.netns)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pktring.shm import _shm
@@ -33,7 +33,7 @@ class Device(Protocol):
 
     def facts(self) -> dict: ...
     def warnings(self) -> list[str]: ...
-    def rebind(self) -> None: ...
+    def follow(self, event: Any) -> None: ...
     def close(self) -> None: ...
 
 
@@ -62,6 +62,7 @@ class Port:
         self._turn = 0
         self._drops_read = 0.0
         self._indexes: list[int] = []
+        self.on_close: Callable[[], None] | None = None
         self.rx_rings = self._rings(RX, slots) if "rx" in directions else []
         self.tx_rings = self._rings(TX, slots) if "tx" in directions else []
         self.event_fd = watch.fileno() if watch else -1
@@ -208,8 +209,7 @@ class Port:
         """Link events since the last call (each has `.kind` and `.line`); a port whose interface is back is bound again."""
         events = self._watch.events() if self._watch else []
         for event in events:
-            if event.kind == "back":
-                self.device.rebind()
+            self.device.follow(event)
         for ring in (*self.rx_rings, *self.tx_rings):
             ring.device_error = 0
         return events
@@ -248,6 +248,8 @@ class Port:
         self.device.close()
         for index in self._indexes:
             self.region.drop_ring(index)
+        if self.on_close:
+            self.on_close()
 
     def __enter__(self) -> Port:
         return self

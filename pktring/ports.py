@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,20 +43,26 @@ class PortName:
     why: str = ""
 
 
-def parse(text: str, interfaces: Callable[[str | None], list[str]]) -> PortName:
-    """Take a port name apart. `interfaces(netns)` lists the interfaces that exist. Raises E_PORT, E_OPTION."""
+def parse(text: str, find: Callable[[str, str | None], Any], **given: str) -> PortName:
+    """Take a port name apart; `given`: options from elsewhere, which win. `find(name, netns)` raises when there is no such interface.
+
+    Raises E_PORT, E_NO_INTERFACE, E_DRIVER.
+    """
     base, _, query = text.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = dict(parse_qsl(query, keep_blank_values=True)) | given
     if not base:
         raise Error("E_PORT", "empty port name: give an interface, tap:NAME, pcap:FILE or null:")
-    if base in interfaces(options.get("netns")):
-        return PortName("af_packet", base, options, f"{base} is an interface")
     driver, colon, name = base.partition(":")
-    if colon and (driver in DRIVERS or driver in LATER):
-        return PortName(driver, name, options, "asked for by name")
-    near = difflib.get_close_matches(base, [*interfaces(options.get("netns")), *(d + ":" for d in DRIVERS)], 3, 0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`pktring capture -D` lists interfaces"
-    raise Error("E_NO_INTERFACE", f"{base}: no such interface or driver: {hint}")
+    try:
+        find(base, options.get("netns"))
+    except Error as why:
+        if colon and (driver in DRIVERS or driver in LATER):
+            return PortName(driver, name, options, "asked for by name")
+        if colon and driver.isidentifier():
+            near = difflib.get_close_matches(driver, DRIVERS, 1, 0.0)[0]
+            raise Error("E_DRIVER", f"{driver}: no such driver: did you mean {near}:{name}?") from None
+        raise why from None
+    return PortName("af_packet", base, options, f"{base} is an interface")
 
 
 def open(name: str, *, region: Region | None = None, directions: str = "rxtx", yes: bool = False, **keys: Any) -> Port:
@@ -65,22 +72,28 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
     opens. `directions`: rx, tx or rxtx. `yes` takes an interface even if this host is reached through it.
     Raises E_NO_INTERFACE, E_PORT, E_OPTION, E_PERM, E_WOULD_CUT_HOST and what the driver and the region raise.
     """
-    from pktring.drivers.link import interfaces
+    from pktring.drivers.link import find
 
-    port = parse(name, lambda netns: [facts if isinstance(facts, str) else facts.name for facts in interfaces(netns)])
-    options = port.options | {k: _text(v) for k, v in keys.items() if v is not None}
+    port = parse(name, find, **{k: _text(v) for k, v in keys.items() if v is not None})
+    options = port.options
     if port.driver in LATER:
         raise Error("E_DRIVER", f"{port.driver}: no such driver in this version: use {', '.join(DRIVERS)}")
     _check(options, port.driver)
-    slots = _number(options, "slots", DEFAULT_SLOTS, 2, 1 << 16)
+    slots = _number(options, "slots", min(region.slots, DEFAULT_SLOTS) if region else DEFAULT_SLOTS, 2, 1 << 16)
     queues = _number(options, "queues", 1, 1, 64)
     home = region or _room_for(queues * (2 if directions == "rxtx" else 1), slots)
-    device, watch = DRIVERS[port.driver].opener(port.name, options, home, directions, queues, yes)
     try:
-        opened = Port(name, home, device, watch, slots=slots, directions=directions)
+        device, watch = DRIVERS[port.driver].opener(port.name, options, home, directions, queues, yes)
+        try:
+            opened = Port(name, home, device, watch, slots=slots, directions=directions)
+        except BaseException:
+            device.close()
+            raise
     except BaseException:
-        device.close()
+        _left(home)
         raise
+    opened.on_close = lambda: _left(home)
+    _users[home] = _users.get(home, 0) + 1
     opened.carry_whole(options.get("gso") == "whole")
     return opened
 
@@ -105,7 +118,7 @@ def _open_af_packet(
         promisc=_flag(options, "promisc", True),
         queues=queues,
         netns_name=netns,
-        port=_next_number(),
+        port=next(_numbers) & 0xFFFF,
         options=options,
         take_buffers=region.pool.take,
         give_buffers=region.pool.give,
@@ -124,7 +137,7 @@ def _open_tap(
         name,
         queues=queues,
         netns_name=netns,
-        port=_next_number(),
+        port=next(_numbers) & 0xFFFF,
         options=options,
         take_buffers=region.pool.take,
         give_buffers=region.pool.give,
@@ -199,28 +212,34 @@ def _number(options: dict[str, str], key: str, default: int, low: int, high: int
     return int(text)
 
 
-# ---- the process's own regions ----
+# ---- the process's own regions: made for the first port that needs room, gone with the last ----
 
-_regions: list[Region] = []
-_numbers = iter(range(1, 1 << 16))
-
-
-def _next_number() -> int:
-    return next(_numbers)
+_own: list[Region] = []
+_users: dict[Region, int] = {}
+_numbers = itertools.count(1)
 
 
 def _room_for(n_rings: int, slots: int) -> Region:
-    """A region of this process with room for so many rings; made when there is none."""
-    for region in _regions:
+    for region in _own:
         if region.made_here and region.has_room(n_rings, slots):
             return region
-    region = Region.create(f"{os.getpid()}-{len(_regions)}", rings=max(n_rings, 16), slots=max(slots, DEFAULT_SLOTS))
-    if not _regions:
-        atexit.register(_close_regions)
-    _regions.append(region)
+    if not _own:
+        atexit.register(_close_all)
+    region = Region.create(f"{os.getpid()}-{next(_numbers)}", rings=max(n_rings, 16), slots=max(slots, DEFAULT_SLOTS))
+    _own.append(region)
     return region
 
 
-def _close_regions() -> None:
-    for region in _regions:
+def _left(region: Region) -> None:
+    """A port of this region was closed, or never came to be."""
+    _users[region] = max(_users.get(region, 0) - 1, 0)
+    if not _users[region]:
+        del _users[region]
+        if region in _own:
+            _own.remove(region)
+            region.close()
+
+
+def _close_all() -> None:
+    for region in _own:
         region.close()

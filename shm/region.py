@@ -134,11 +134,15 @@ class Region:
         """Whether this very process made it (a child of fork shares the memory, not the duty to clean up)."""
         return self._made and os.getpid() == self._fork_pid
 
+    @property
+    def slots(self) -> int:
+        """The most slots a ring may have here."""
+        return (self.geometry["ring_size"] - _shm.LAYOUT["pr_ring"][1]) // _shm.LAYOUT["pr_slot"][1]
+
     def has_room(self, n_rings: int, slots: int) -> bool:
         """Whether so many rings of so many slots can still be made here, with what their queues keep at hand."""
-        fits = self.geometry["ring_size"] >= _shm.LAYOUT["pr_ring"][1] + slots * _shm.LAYOUT["pr_slot"][1]
         left = self.geometry["ring_num"] - len(self._rings)
-        return fits and n_rings <= left and self.pool.free >= n_rings * (slots + 64)
+        return slots <= self.slots and n_rings <= left and self.pool.free >= n_rings * (slots + 64)
 
     def drop_ring(self, index: int) -> None:
         """Take a ring apart; whatever buffers lie in its slots now go back to the pool."""
