@@ -2,6 +2,7 @@
  * the burst goes on behind it; a full socket stops the burst and loses nothing. */
 #define _GNU_SOURCE
 #include "af_packet.h"
+#include "vnet.h"
 
 #include <errno.h>
 
@@ -9,20 +10,6 @@ struct burst {
     uint32_t n, slots[PR_AFP_BURST], bytes[PR_AFP_BURST];
     uint32_t bad; /* slots at the end of it that hold nothing sendable */
 };
-
-static struct virtio_net_hdr vnet_of(const struct pr_meta *m)
-{
-    struct virtio_net_hdr v = {0};
-    if (m->flags & PR_META_GSO) {
-        v = (struct virtio_net_hdr){.gso_type = m->gso_type, .gso_size = m->gso_size, .hdr_len = m->hdr_len};
-        if (m->vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
-            v.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-            v.csum_start = m->csum_start;
-            v.csum_offset = m->csum_offset;
-        }
-    }
-    return v;
-}
 
 /* Lay out the frames of [i, end). Stops before a slot that an app filled wrongly; `bad` says how many such. */
 static void gather(struct pr_afp *q, struct pr_ringh *h, uint32_t i, uint32_t end, struct burst *b)
@@ -38,7 +25,7 @@ static void gather(struct pr_afp *q, struct pr_ringh *h, uint32_t i, uint32_t en
             return;
         }
         if (head) {
-            m->vnet[b->n] = vnet_of(pr_meta_of(h->rg, h->ring->slot[i].buf_idx));
+            m->vnet[b->n] = pr_vnet_of(pr_meta_of(h->rg, h->ring->slot[i].buf_idx));
             iov[0] = (struct iovec){&m->vnet[b->n], sizeof m->vnet[b->n]};
         }
         m->msg[b->n].msg_hdr = (struct msghdr){.msg_iov = iov, .msg_iovlen = slots + head};

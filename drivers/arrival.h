@@ -3,7 +3,8 @@
  *
  * The kernel's facts: struct virtio_net_hdr in front of the frame (packet(7) PACKET_VNET_HDR, IFF_VNET_HDR), the tag in
  * TPACKET's header or auxiliary data. A driver whose kernel writes straight into a buffer names it as `landing`: the
- * slot then takes that buffer and the driver gets the slot's, and nothing is copied. */
+ * slot then takes that buffer and the driver gets the slot's, and nothing is copied. One whose kernel writes into the
+ * slots' own buffers, from slot `at` on, says `in_place`: nothing moves at all. */
 #ifndef PR_ARRIVAL_H
 #define PR_ARRIVAL_H
 
@@ -15,6 +16,7 @@ struct pr_arrival {
     struct iovec iov[2];
     uint32_t n_iov, len;
     uint32_t *landing; /* the buffer that iov[0] is, NULL = none: copy */
+    int in_place;      /* no iov: the slots hold it already (not for a frame that is to be cut, or has lost its tag) */
     struct virtio_net_hdr vnet;
     uint64_t ts_ns;
     uint16_t tci, tpid; /* tpid 0 = no tag was taken out */
@@ -43,6 +45,8 @@ static inline int pr_arrival_land(struct pr_arrival *a, struct pr_ringh *h, stru
 {
     uint8_t *p = a->iov[0].iov_base;
     uint32_t len = a->len;
+    if (!pr_buf_ok(h->rg, s->buf_idx)) /* an app gave back what is no buffer: never a place for the kernel to write to */
+        return 0;
     if (a->tpid)
         len = (uint32_t)pr_vlan_insert(p, len, pr_buf_room(h->rg), a->tpid, a->tci);
     if ((meta->vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) && pr_csum_complete(p, len, meta->csum_start, meta->csum_offset) < 0)
@@ -56,6 +60,30 @@ static inline int pr_arrival_land(struct pr_arrival *a, struct pr_ringh *h, stru
     return 1;
 }
 
+/* The bytes are in the slots. */
+static inline int pr_arrival_finish(struct pr_ringh *h, uint32_t at, uint32_t used, const struct pr_meta *meta)
+{
+    if (meta->vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM && !(meta->flags & PR_META_GSO)) {
+        struct iovec out[PR_MAX_FRAGS];
+        if (!pr_frame_pieces(h, at, used, out) || pr_csum_complete_iov(out, used, meta->csum_start, meta->csum_offset) < 0)
+            return -1;
+    }
+    *pr_meta_of(h->rg, h->ring->slot[at].buf_idx) = *meta;
+    return (int)used;
+}
+
+static inline int pr_arrival_stay(const struct pr_arrival *a, struct pr_ringh *h, uint32_t at, const struct pr_meta *meta)
+{
+    uint32_t room = pr_buf_room(h->rg), used = 0;
+    for (uint32_t left = a->len, i = at; left; used++, i = pr_next(h, i)) {
+        struct pr_slot *s = &h->ring->slot[i];
+        s->len = (uint16_t)(left < room ? left : room);
+        left -= s->len;
+        s->flags = (uint16_t)(PR_NS_BUF_CHANGED | (left ? PR_NS_MOREFRAG : 0));
+    }
+    return pr_arrival_finish(h, at, used, meta);
+}
+
 static inline int pr_arrival_copy(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left, struct pr_meta *meta)
 {
     struct iovec iov[4];
@@ -64,13 +92,7 @@ static inline int pr_arrival_copy(struct pr_arrival *a, struct pr_ringh *h, uint
     uint32_t used = pr_copy_in(h, at, left, iov, n, len);
     if (!used)
         return len > (uint64_t)pr_buf_room(h->rg) * PR_MAX_FRAGS ? -1 : 0;
-    if (meta->vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM && !(meta->flags & PR_META_GSO)) {
-        struct iovec out[PR_MAX_FRAGS];
-        if (!pr_frame_pieces(h, at, used, out) || pr_csum_complete_iov(out, used, meta->csum_start, meta->csum_offset) < 0)
-            return -1;
-    }
-    *pr_meta_of(h->rg, h->ring->slot[at].buf_idx) = *meta;
-    return (int)used;
+    return pr_arrival_finish(h, at, used, meta);
 }
 
 static inline int pr_arrival_cut(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left, struct pr_meta *meta)
@@ -112,16 +134,20 @@ static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uin
         meta.gso_type = v->gso_type;
         meta.gso_size = v->gso_size;
         meta.hdr_len = (uint16_t)(v->hdr_len + shift);
+    }
+    if (a->in_place) {
+        used = pr_arrival_stay(a, h, at, &meta);
+    } else if (gso) {
         used = a->whole ? pr_arrival_copy(a, h, at, left, &meta) : pr_arrival_cut(a, h, at, left, &meta);
     } else if (a->landing && a->n_iov == 1 && a->len + shift <= pr_buf_room(h->rg)) {
         used = left ? pr_arrival_land(a, h, &h->ring->slot[at], &meta) : 0;
     } else {
         used = pr_arrival_copy(a, h, at, left, &meta);
     }
-    if (used == 0)
+    if (used == 0 && left < h->n - 1)
         return 0;
     pr_count(h->row, PR_C_rx_kernel, 1);
-    if (used < 0) {
+    if (used <= 0) { /* 0: all of the ring is free and it does not fit, so it never will */
         enum pr_counter why = gso ? PR_C_drop_gso : meta.vnet_flags ? PR_C_drop_csum : PR_C_drop_trunc;
         pr_count(h->row, why, 1);
         return -1;
@@ -129,7 +155,7 @@ static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uin
     pr_count(h->row, PR_C_rx_frames, !gso || a->whole);
     pr_count(h->row, PR_C_rx_bytes, pr_frame_len(h, at, (uint32_t)used));
     pr_count(h->row, PR_C_vlan_restored, shift != 0);
-    pr_count(h->row, PR_C_csum_completed, meta.vnet_flags != 0);
+    pr_count(h->row, PR_C_csum_completed, meta.vnet_flags && !(gso && a->whole));
     return used;
 }
 
