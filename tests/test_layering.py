@@ -1,6 +1,7 @@
 """Imports and includes never point up: shm < drivers, engine < pktring (the front door) < tools. Drivers and engine are strangers."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -143,4 +144,5 @@ def test_import_pktring_brings_nothing_heavy():
 
 def test_import_pktring_is_quick():
     code = "import time; t = time.perf_counter(); import pktring; print(time.perf_counter() - t)"
-    assert min(float(fresh_python(code)) for _ in range(5)) < 0.150
+    sanitized = "LD_PRELOAD" in os.environ
+    assert min(float(fresh_python(code)) for _ in range(5)) < (1 if sanitized else 0.150)
