@@ -1,10 +1,10 @@
 /* AF_PACKET: one queue of an interface (packet(7)).
  *
- * Receiving, two ways, the measurements are in README.md:
- *   ring   TPACKET_V3: the kernel packs frames into mapped blocks and wakes us once a block; one copy here, hardly any
- *          call into the kernel. Best for watching: it loses nothing at rates where the others do.
- *   recv   recvmmsg straight into buffers of the region ("landing" buffers, exchanged for the slots'): no copy of ours
- *          and no waiting for a block to fill. Best where a frame must go on at once.
+ * Receiving, two ways, both from memory that the kernel shares with us; the measurements are in README.md:
+ *   blocks  TPACKET_V3: the kernel packs frames into blocks and hands over a block when it is full or some ms old. The
+ *           fewest wake-ups, for watching: it loses nothing at rates where the others do.
+ *   frames  TPACKET_V2: a frame is ours the moment it is there. For taking, where it has to go on at once. What is longer
+ *           than a ring frame (super-frames) comes as a copy through the socket, in its place in the order.
  * Sending: sendmmsg, which beats the TX ring on every interface measured. */
 #ifndef PR_AF_PACKET_H
 #define PR_AF_PACKET_H
@@ -19,33 +19,29 @@
 
 struct pr_afp {
     struct pr_device dev;
-    int rx, tx; /* sockets, -1 = that direction is not used */
+    int rx, tx; /* sockets */
     uint16_t port;
     int tx_vnet; /* the TX socket wants a virtio-net header in front of each frame */
-
-    /* ring */
-    uint8_t *map;
-    uint32_t block_size, n_blocks, block; /* the block that is read now */
-    uint32_t in_block, next_offset;       /* frames left in it, where the next one is; 0 = not begun */
-
-    /* recv: what arrived and is not in the ring yet is [first, last) */
-    uint32_t first, last;
-    uint32_t landing[PR_AFP_BURST];
     struct pr_afp_mail *mail;
-    uint8_t *overflow; /* PR_AFP_BURST * PR_AFP_LONGEST: what did not fit the landing buffer */
+
+    uint8_t *map;
+    uint32_t piece, n_pieces, at;   /* bytes of a block or ring frame, how many there are, the one that is next */
+    uint32_t in_block, next_offset; /* blocks: frames left in this one, where the next is; 0 = not begun */
+
+    uint8_t *big; /* frames: PR_AFP_LONGEST bytes for one that does not fit a ring frame */
+    uint32_t held; /* and its length while it waits for room in the receive ring */
+    struct virtio_net_hdr held_vnet;
 };
 
-/* The scratch of one recvmmsg or sendmmsg. */
+/* The scratch of one sendmmsg. */
 struct pr_afp_mail {
     struct mmsghdr msg[PR_AFP_BURST];
     struct virtio_net_hdr vnet[PR_AFP_BURST];
     struct iovec iov[PR_AFP_BURST][PR_MAX_FRAGS + 1];
-    struct sockaddr_ll from[PR_AFP_BURST];
-    _Alignas(8) char control[PR_AFP_BURST][CMSG_SPACE(sizeof(struct tpacket_auxdata)) + CMSG_SPACE(sizeof(struct timespec))];
 };
 
-int pr_afp_rx_ring(struct pr_device *dev, struct pr_ringh *h);
-int pr_afp_rx_recv(struct pr_device *dev, struct pr_ringh *h);
+int pr_afp_rx_blocks(struct pr_device *dev, struct pr_ringh *h);
+int pr_afp_rx_frames(struct pr_device *dev, struct pr_ringh *h);
 int pr_afp_tx(struct pr_device *dev, struct pr_ringh *h);
 void pr_afp_stats(struct pr_device *dev, struct pr_ringh *h);
 

@@ -11,9 +11,7 @@ import mmap
 import os
 import socket
 import struct
-from array import array
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pktring.shm.errors import Error
 
@@ -23,20 +21,21 @@ from .taking import HostDrop
 
 ETH_P_ALL = 3
 SOL_PACKET = 263
-PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_AUXDATA, PACKET_VERSION = 1, 5, 8, 10
+PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_VERSION = 1, 5, 7, 10
 PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
-PACKET_MR_PROMISC, TPACKET_V3 = 1, 2
+PACKET_MR_PROMISC, TPACKET_V2, TPACKET_V3 = 1, 1, 2
 PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_DEFRAG = 0, 0x8000
-SO_TIMESTAMPNS, SO_RCVBUFFORCE, SO_SNDBUFFORCE = 35, 33, 32
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
 BLOCK_SIZE = 1 << 18  # holds the longest super-frame several times over
 RETIRE_MS = 2  # a block that is not full is handed over after this long: the latency of a quiet watching port
-RCVBUF = 64 << 20
+FRAME_ROOM = 128  # what the kernel puts in front of a frame in a TPACKET_V2 ring, and a little
+COPIES = 32 << 20  # bytes of super-frames that may wait in the socket
 SNDBUF = 8 << 20
 
 OPTIONS = {
-    "rx": "ring or recv: how frames are received (watching: ring, taking: recv, as each measures better)",
-    "buffer": "MiB of kernel receive buffer a queue (32)",
+    "rx": "blocks or frames: how frames are received (watching: blocks, taking: frames, as each measures better)",
+    "buffer": "MiB of kernel receive ring a queue (32)",
     "bypass": "1 = send past the queueing discipline (0); nothing is gained on veth, and shaping by tc is passed over",
 }
 
@@ -49,15 +48,11 @@ class Queue:
     rx_fd: int
     tx_fd: int
     core: _drivers.AfPacketQueue
-    sockets: list[socket.socket] = field(default_factory=list)
-    map: mmap.mmap | None = None
+    sockets: list[socket.socket]
 
 
 class AfPacket:
-    """An interface served by AF_PACKET sockets: what `open` returns.
-
-    `take_buffers(n)` and `give_buffers(indexes)` are the pool's, for the landing buffers of `rx=recv`.
-    """
+    """An interface served by AF_PACKET sockets."""
 
     kind = "af_packet"
 
@@ -71,8 +66,6 @@ class AfPacket:
         netns_name: str | None = None,
         port: int = 0,
         options: dict[str, str] | None = None,
-        take_buffers: Callable[[int], array],
-        give_buffers: Callable[[array], None],
     ):
         options = options or {}
         self.interface = interface
@@ -81,12 +74,11 @@ class AfPacket:
         self.promisc = promisc
         self.n_queues = queues
         self.port = port
-        self.mode = options.get("rx", "recv" if take else "ring")
-        if self.mode not in ("ring", "recv"):
-            raise Error("E_OPTION", f"rx={self.mode}: ring or recv")
+        self.mode = options.get("rx", "frames" if take else "blocks")
+        if self.mode not in ("blocks", "frames"):
+            raise Error("E_OPTION", f"rx={self.mode}: blocks or frames")
         self.buffer = _mib(options.get("buffer", "32"))
         self.bypass = options.get("bypass", "0") == "1"
-        self._take_buffers, self._give_buffers = take_buffers, give_buffers
         self.queues: list[Queue] = []
         self._drop: HostDrop | None = None
         self.link: LinkFacts = facts(interface, netns_name)
@@ -109,19 +101,13 @@ class AfPacket:
     def _queue(self) -> Queue:
         rx = self._socket()
         tx = self._socket()
-        landing = None
-        map_ = None
         try:
-            if self.mode == "ring":
-                map_ = self._ring(rx)
-            else:
-                landing = self._take_buffers(_drivers.AFP_BURST)
-                if len(landing) < _drivers.AFP_BURST:
-                    raise Error("E_REGION_FULL", "no buffers left to receive into: make the region with more")
-                self._receive_buffer(rx, self.buffer)
-            self._options(rx)
+            piece, map_ = self._ring(rx)
+            if self.take:
+                self._try(rx, PACKET_IGNORE_OUTGOING, 1)
+            self._listen_to_all(rx)
             self._bind(rx, ETH_P_ALL)
-            self._set(tx, socket.SOL_SOCKET, SO_SNDBUFFORCE, SNDBUF, fallback=socket.SO_SNDBUF)
+            self._set(tx, SO_SNDBUFFORCE, SNDBUF, fallback=socket.SO_SNDBUF)
             vnet = self._try(tx, PACKET_VNET_HDR, 1)
             if self.bypass:
                 self._try(tx, PACKET_QDISC_BYPASS, 1)
@@ -129,11 +115,9 @@ class AfPacket:
         except BaseException:
             rx.close()
             tx.close()
-            if landing is not None:
-                self._give_buffers(landing)
             raise
-        core = _drivers.AfPacketQueue(rx.fileno(), tx.fileno(), self.port, vnet, map_, BLOCK_SIZE, landing)
-        return Queue(core.device, rx.fileno(), tx.fileno(), core, [rx, tx], map_)
+        core = _drivers.AfPacketQueue(rx.fileno(), tx.fileno(), self.port, vnet, map_, piece, self.mode == "blocks")
+        return Queue(core.device, rx.fileno(), tx.fileno(), core, [rx, tx])
 
     def _socket(self) -> socket.socket:
         try:
@@ -141,34 +125,30 @@ class AfPacket:
         except PermissionError:
             raise Error("E_PERM", f"need CAP_NET_RAW to open {self.interface}: run as root, or in `unshare -Urn`") from None
 
-    def _options(self, rx: socket.socket) -> None:
-        rx.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-        rx.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        if self.take:
-            self._try(rx, PACKET_IGNORE_OUTGOING, 1)
-        if self.mode == "recv":
-            rx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        self._listen_to_all(rx)
-
     def _listen_to_all(self, rx: socket.socket) -> None:
         """Frames for other addresses too; ends with the socket."""
         if self.promisc:
             rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b""))
 
-    def _ring(self, rx: socket.socket) -> mmap.mmap:
-        """TPACKET_V3 with a virtio-net header in front of each frame (it must be asked for before the ring exists)."""
-        rx.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+    def _ring(self, rx: socket.socket) -> tuple[int, mmap.mmap]:
+        """The receive ring, with a virtio-net header in front of each frame (to be asked for before the ring exists)."""
+        blocks = self.mode == "blocks"
+        rx.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3 if blocks else TPACKET_V2)
         rx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        blocks = max(self.buffer // BLOCK_SIZE, 2)
-        request = struct.pack("7I", BLOCK_SIZE, blocks, 2048, blocks * (BLOCK_SIZE // 2048), RETIRE_MS, 0, 0)
+        if blocks:
+            piece, n = BLOCK_SIZE, max(self.buffer // BLOCK_SIZE, 2)
+            request = struct.pack("7I", piece, n, 2048, n * (piece // 2048), RETIRE_MS, 0, 0)
+        else:
+            rx.setsockopt(SOL_PACKET, PACKET_COPY_THRESH, 1)
+            self._set(rx, SO_RCVBUFFORCE, COPIES, fallback=socket.SO_RCVBUF)
+            piece = max(2048, 1 << min(self.link.mtu + FRAME_ROOM, 1 << 14).bit_length())
+            block = max(piece, mmap.PAGESIZE)
+            request = struct.pack("4I", block, self.buffer // block, piece, self.buffer // piece)
         try:
             rx.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            return piece, mmap.mmap(rx.fileno(), self.buffer, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as why:
-            raise Error("E_RING", f"{self.interface}: a ring of {blocks * BLOCK_SIZE} bytes: {why.strerror}: ask for less, ?buffer=8") from None
-        return mmap.mmap(rx.fileno(), blocks * BLOCK_SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-
-    def _receive_buffer(self, rx: socket.socket, size: int) -> None:
-        self._set(rx, socket.SOL_SOCKET, SO_RCVBUFFORCE, size, fallback=socket.SO_RCVBUF)
+            raise Error("E_RING", f"{self.interface}: a ring of {self.buffer} bytes: {why.strerror}: ask for less, ?buffer=8") from None
 
     def _bind(self, sock: socket.socket, protocol: int) -> None:
         try:
@@ -206,12 +186,12 @@ class AfPacket:
         return True
 
     @staticmethod
-    def _set(sock: socket.socket, level: int, option: int, value: int, fallback: int) -> None:
-        """Set a size beyond the limit where we may, up to the limit where not."""
+    def _set(sock: socket.socket, option: int, value: int, fallback: int) -> None:
+        """Set a buffer beyond the limit where we may, up to the limit where not."""
         try:
-            sock.setsockopt(level, option, value)
+            sock.setsockopt(socket.SOL_SOCKET, option, value)
         except PermissionError:
-            sock.setsockopt(level, fallback, value)
+            sock.setsockopt(socket.SOL_SOCKET, fallback, value)
 
     # ---- the driver interface ----
 
@@ -262,12 +242,11 @@ class AfPacket:
             self._drop = HostDrop(self.interface, self.netns)
 
     def close(self) -> None:
-        """Give everything back: sockets, buffers, and the host its traffic."""
+        """Give everything back, and the host its traffic."""
         if self._drop:
             self._drop.close()
             self._drop = None
         for queue in self.queues:
-            self._give_buffers(array("I", queue.core.landing))
             for sock in queue.sockets:
                 sock.close()
         self.queues = []

@@ -5,14 +5,6 @@
 #include <errno.h>
 #include <linux/if_ether.h>
 
-/* The interface is down, gone or moved: remember it, the owner acts. Would-block is no error. */
-static int refused(struct pr_afp *q)
-{
-    if (errno != EAGAIN && errno != EINTR)
-        q->dev.error = errno;
-    return 0;
-}
-
 static void tag_back(struct pr_arrival *a, uint32_t status, uint16_t tci, uint16_t tpid)
 {
     if (status & TP_STATUS_VLAN_VALID) {
@@ -21,9 +13,15 @@ static void tag_back(struct pr_arrival *a, uint32_t status, uint16_t tci, uint16
     }
 }
 
-/* ---- TPACKET_V3 ---- */
+static void drop(struct pr_ringh *h, enum pr_counter why)
+{
+    pr_count(h->row, PR_C_rx_kernel, 1);
+    pr_count(h->row, why, 1);
+}
 
-static struct pr_arrival in_map(const struct pr_afp *q, struct tpacket3_hdr *f)
+/* ---- blocks: TPACKET_V3 ---- */
+
+static struct pr_arrival in_block(const struct pr_afp *q, struct tpacket3_hdr *f)
 {
     uint8_t *mac = (uint8_t *)f + f->tp_mac;
     const struct sockaddr_ll *from = (void *)((uint8_t *)f + TPACKET_ALIGN(sizeof *f));
@@ -35,12 +33,12 @@ static struct pr_arrival in_map(const struct pr_afp *q, struct tpacket3_hdr *f)
     return a;
 }
 
-int pr_afp_rx_ring(struct pr_device *dev, struct pr_ringh *h)
+int pr_afp_rx_blocks(struct pr_device *dev, struct pr_ringh *h)
 {
     struct pr_afp *q = (struct pr_afp *)dev;
     struct pr_arriving w = pr_arriving(h);
-    for (uint32_t blocks = 0; blocks < q->n_blocks && w.left; blocks++) {
-        struct tpacket_block_desc *b = (void *)(q->map + (size_t)q->block * q->block_size);
+    for (uint32_t blocks = 0; blocks < q->n_pieces && w.left; blocks++) {
+        struct tpacket_block_desc *b = (void *)(q->map + (size_t)q->at * q->piece);
         struct tpacket_hdr_v1 *bh = &b->hdr.bh1;
         if (!(__atomic_load_n(&bh->block_status, __ATOMIC_ACQUIRE) & TP_STATUS_USER)) /* pairs with the kernel's retire */
             break;
@@ -50,85 +48,105 @@ int pr_afp_rx_ring(struct pr_device *dev, struct pr_ringh *h)
         }
         for (; q->in_block; q->in_block--) {
             struct tpacket3_hdr *f = (void *)((uint8_t *)b + q->next_offset);
-            struct pr_arrival a = in_map(q, f);
-            if (f->tp_snaplen < f->tp_len) { /* longer than the block: never passed on as if it were whole */
-                pr_count(h->row, PR_C_rx_kernel, 1);
-                pr_count(h->row, PR_C_drop_trunc, 1);
-            } else if (!pr_arrive(&w, &a, h)) {
+            struct pr_arrival a = in_block(q, f);
+            if (f->tp_snaplen < f->tp_len) /* longer than the block: never passed on as if it were whole */
+                drop(h, PR_C_drop_trunc);
+            else if (!pr_arrive(&w, &a, h))
                 return pr_arrived(&w, h);
-            }
             q->next_offset += f->tp_next_offset;
         }
         q->next_offset = 0;
         __atomic_store_n(&bh->block_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
-        q->block = q->block + 1 == q->n_blocks ? 0 : q->block + 1;
+        q->at = q->at + 1 == q->n_pieces ? 0 : q->at + 1;
     }
     return pr_arrived(&w, h);
 }
 
-/* ---- recvmmsg ---- */
+/* ---- frames: TPACKET_V2 ---- */
 
-static void lay_out(struct pr_afp *q, const struct pr_ringh *h)
+/* Everything but where its bytes are. */
+static struct pr_arrival in_frame(const struct pr_afp *q, struct tpacket2_hdr *f, uint32_t status)
 {
-    struct pr_afp_mail *m = q->mail;
-    for (uint32_t i = 0; i < PR_AFP_BURST; i++) {
-        m->iov[i][0] = (struct iovec){&m->vnet[i], sizeof m->vnet[i]};
-        m->iov[i][1] = (struct iovec){pr_buf(h->rg, q->landing[i]), pr_buf_room(h->rg)};
-        m->iov[i][2] = (struct iovec){q->overflow + (size_t)i * PR_AFP_LONGEST, PR_AFP_LONGEST};
-        m->msg[i].msg_hdr = (struct msghdr){.msg_name = &m->from[i], .msg_namelen = sizeof m->from[i], .msg_iov = m->iov[i],
-                                            .msg_iovlen = 3, .msg_control = m->control[i],
-                                            .msg_controllen = sizeof m->control[i]};
-    }
-}
-
-static struct pr_arrival in_mail(struct pr_afp *q, uint32_t i, uint32_t room)
-{
-    struct pr_afp_mail *m = q->mail;
-    uint32_t len = m->msg[i].msg_len - (uint32_t)sizeof m->vnet[i];
-    uint32_t here = len < room ? len : room;
-    struct pr_arrival a = {.iov = {{m->iov[i][1].iov_base, here}, {m->iov[i][2].iov_base, len - here}},
-                           .n_iov = len > room ? 2 : 1, .len = len, .landing = &q->landing[i], .vnet = m->vnet[i],
-                           .port = q->port, .whole = q->dev.flags & PR_DEV_WHOLE,
-                           .flags = m->from[i].sll_pkttype == PACKET_OUTGOING ? PR_META_OUTGOING : 0};
-    struct msghdr *mh = &m->msg[i].msg_hdr;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-        if (c->cmsg_level == SOL_PACKET && c->cmsg_type == PACKET_AUXDATA) {
-            struct tpacket_auxdata aux;
-            memcpy(&aux, CMSG_DATA(c), sizeof aux);
-            tag_back(&a, aux.tp_status, aux.tp_vlan_tci, aux.tp_vlan_tpid);
-        } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_TIMESTAMPNS) {
-            struct timespec ts;
-            memcpy(&ts, CMSG_DATA(c), sizeof ts);
-            a.ts_ns = (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-        }
-    }
+    const struct sockaddr_ll *from = (void *)((uint8_t *)f + TPACKET_ALIGN(sizeof *f));
+    struct pr_arrival a = {.n_iov = 1, .port = q->port, .ts_ns = f->tp_sec * 1000000000ull + f->tp_nsec,
+                           .whole = q->dev.flags & PR_DEV_WHOLE,
+                           .flags = from->sll_pkttype == PACKET_OUTGOING ? PR_META_OUTGOING : 0};
+    tag_back(&a, status, f->tp_vlan_tci, f->tp_vlan_tpid);
     return a;
 }
 
-int pr_afp_rx_recv(struct pr_device *dev, struct pr_ringh *h)
+/* The kernel's copy of a long frame: into the slots themselves where it stays as it is (no tag to put back, nothing to
+ * cut), else into `big`. 1 = a holds it, 0 = no room yet, -1 = it is lost. */
+static int fetch(struct pr_afp *q, struct pr_ringh *h, struct pr_arriving *w, struct pr_arrival *a, uint32_t len)
+{
+    struct iovec iov[PR_MAX_FRAGS + 1] = {{&a->vnet, sizeof a->vnet}};
+    uint32_t room = pr_buf_room(h->rg), need = (len + room - 1) / room, k = 1;
+    a->in_place = a->whole && !a->tpid && need <= PR_MAX_FRAGS;
+    if (a->in_place) {
+        if (need > w->left)
+            return 0;
+        for (uint32_t i = w->at; k <= need; k++, i = pr_next(h, i)) {
+            uint32_t buf = h->ring->slot[i].buf_idx;
+            if (!pr_buf_ok(h->rg, buf))
+                return 0;
+            iov[k] = (struct iovec){pr_buf(h->rg, buf), room};
+        }
+    } else {
+        iov[k++] = (struct iovec){q->big, PR_AFP_LONGEST};
+    }
+    struct msghdr m = {.msg_iov = iov, .msg_iovlen = k};
+    ssize_t n = recvmsg(q->rx, &m, MSG_DONTWAIT);
+    pr_count(h->row, PR_C_syscalls, 1);
+    if (n != (ssize_t)(len + sizeof a->vnet) || (m.msg_flags & MSG_TRUNC))
+        return -1;
+    a->iov[0] = (struct iovec){q->big, len};
+    a->len = len;
+    return 1;
+}
+
+/* A frame that is longer than a ring frame. 0 = it has to wait. */
+static int arrive_big(struct pr_afp *q, struct pr_ringh *h, struct pr_arriving *w, struct pr_arrival *a, uint32_t len)
+{
+    if (q->held) {
+        a->iov[0] = (struct iovec){q->big, a->len = q->held};
+        a->vnet = q->held_vnet;
+    } else {
+        int got = fetch(q, h, w, a, len);
+        if (got < 0)
+            drop(h, PR_C_drop_trunc);
+        if (got <= 0)
+            return got < 0;
+    }
+    int done = pr_arrive(w, a, h);
+    q->held = done ? 0 : a->len;
+    q->held_vnet = a->vnet;
+    return done;
+}
+
+int pr_afp_rx_frames(struct pr_device *dev, struct pr_ringh *h)
 {
     struct pr_afp *q = (struct pr_afp *)dev;
     struct pr_arriving w = pr_arriving(h);
-    if (q->first == q->last) {
-        if (!w.left)
-            return 0;
-        lay_out(q, h);
-        int n = recvmmsg(q->rx, q->mail->msg, PR_AFP_BURST, MSG_DONTWAIT, NULL);
-        pr_count(h->row, PR_C_syscalls, 1);
-        if (n <= 0)
-            return n < 0 ? refused(q) : 0;
-        q->first = 0;
-        q->last = (uint32_t)n;
-    }
-    for (; q->first < q->last; q->first++) {
-        struct msghdr *mh = &q->mail->msg[q->first].msg_hdr;
-        struct pr_arrival a = in_mail(q, q->first, pr_buf_room(h->rg));
-        if ((mh->msg_flags & MSG_TRUNC) || q->mail->msg[q->first].msg_len < sizeof a.vnet) {
-            pr_count(h->row, PR_C_rx_kernel, 1);
-            pr_count(h->row, PR_C_drop_trunc, 1);
-        } else if (!pr_arrive(&w, &a, h)) {
+    for (uint32_t n = 0; n < q->n_pieces && w.left; n++) {
+        struct tpacket2_hdr *f = (void *)(q->map + (size_t)q->at * q->piece);
+        uint32_t status = __atomic_load_n(&f->tp_status, __ATOMIC_ACQUIRE); /* pairs with the kernel's release of the frame */
+        if (!(status & TP_STATUS_USER))
             break;
+        struct pr_arrival a = in_frame(q, f, status);
+        if (status & TP_STATUS_COPY) {
+            if (!arrive_big(q, h, &w, &a, f->tp_len))
+                break;
+        } else if (f->tp_snaplen < f->tp_len) { /* no memory was left for a copy of it */
+            drop(h, PR_C_drop_trunc);
+        } else {
+            uint8_t *mac = (uint8_t *)f + f->tp_mac;
+            a.iov[0] = (struct iovec){mac, a.len = f->tp_snaplen};
+            memcpy(&a.vnet, mac - sizeof a.vnet, sizeof a.vnet);
+            if (!pr_arrive(&w, &a, h))
+                break;
         }
+        __atomic_store_n(&f->tp_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
+        q->at = q->at + 1 == q->n_pieces ? 0 : q->at + 1;
     }
     return pr_arrived(&w, h);
 }

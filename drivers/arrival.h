@@ -2,9 +2,8 @@
  * completed, a super-frame cut (or carried whole, with its facts in the metadata, where the owner of the ring asked).
  *
  * The kernel's facts: struct virtio_net_hdr in front of the frame (packet(7) PACKET_VNET_HDR, IFF_VNET_HDR), the tag in
- * TPACKET's header or auxiliary data. A driver whose kernel writes straight into a buffer names it as `landing`: the
- * slot then takes that buffer and the driver gets the slot's, and nothing is copied. One whose kernel writes into the
- * slots' own buffers, from slot `at` on, says `in_place`: nothing moves at all. */
+ * TPACKET's header. A driver whose kernel writes straight into the slots' own buffers, from slot `at` on, says `in_place`:
+ * nothing moves at all. */
 #ifndef PR_ARRIVAL_H
 #define PR_ARRIVAL_H
 
@@ -15,7 +14,6 @@
 struct pr_arrival {
     struct iovec iov[2];
     uint32_t n_iov, len;
-    uint32_t *landing; /* the buffer that iov[0] is, NULL = none: copy */
     int in_place;      /* no iov: the slots hold it already (not for a frame that is to be cut, or has lost its tag) */
     struct virtio_net_hdr vnet;
     uint64_t ts_ns;
@@ -38,26 +36,6 @@ static inline uint32_t pr_arrival_tagged(const struct pr_arrival *a, struct iove
     if (a->n_iov == 2)
         iov[3] = a->iov[1];
     return a->n_iov + 2;
-}
-
-/* The common case: one slot, no copy. */
-static inline int pr_arrival_land(struct pr_arrival *a, struct pr_ringh *h, struct pr_slot *s, struct pr_meta *meta)
-{
-    uint8_t *p = a->iov[0].iov_base;
-    uint32_t len = a->len;
-    if (!pr_buf_ok(h->rg, s->buf_idx)) /* an app gave back what is no buffer: never a place for the kernel to write to */
-        return 0;
-    if (a->tpid)
-        len = (uint32_t)pr_vlan_insert(p, len, pr_buf_room(h->rg), a->tpid, a->tci);
-    if ((meta->vnet_flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) && pr_csum_complete(p, len, meta->csum_start, meta->csum_offset) < 0)
-        return -1;
-    *pr_meta_of(h->rg, *a->landing) = *meta;
-    uint32_t spare = s->buf_idx;
-    s->buf_idx = *a->landing;
-    s->len = (uint16_t)len;
-    s->flags = PR_NS_BUF_CHANGED;
-    *a->landing = spare;
-    return 1;
 }
 
 /* The bytes are in the slots. */
@@ -139,8 +117,6 @@ static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uin
         used = pr_arrival_stay(a, h, at, &meta);
     } else if (gso) {
         used = a->whole ? pr_arrival_copy(a, h, at, left, &meta) : pr_arrival_cut(a, h, at, left, &meta);
-    } else if (a->landing && a->n_iov == 1 && a->len + shift <= pr_buf_room(h->rg)) {
-        used = left ? pr_arrival_land(a, h, &h->ring->slot[at], &meta) : 0;
     } else {
         used = pr_arrival_copy(a, h, at, left, &meta);
     }

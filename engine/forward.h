@@ -19,6 +19,9 @@
 #define PR_MAX_EVENTS 32
 #define PR_SPIN_NS 50000         /* stay awake this long after the last frame: a sleep and wake costs 20 us */
 #define PR_SLEEP_MS 100          /* and never sleep longer than this, whatever was lost */
+#define PR_FEW 16                /* frames that hardly pay for the calls that send them */
+#define PR_STREAK 8              /* so many turns of few frames without an idle one are steady traffic: */
+#define PR_GATHER_NS 25000       /* let more come together */
 
 enum { PR_DIR_IN = 1, PR_DIR_OUT = 2 };
 enum pr_why { PR_WHY_TIME, PR_WHY_LIMIT, PR_WHY_END, PR_WHY_PAUSED, PR_WHY_EVENT, PR_WHY_SIGNAL };
@@ -39,6 +42,15 @@ static inline uint64_t pr_now_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static inline void pr_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
 }
 
 static inline void pr_mirror(struct pr_path *p, uint32_t i, uint32_t slots)
@@ -166,8 +178,8 @@ static inline uint32_t pr_loop_turn(struct pr_loop *l, int *why)
         struct pr_path *p = &l->path[i];
         int rx = p->blocked ? 0 : pr_rxsync(p->from);
         moved += pr_path_run(p) + (rx > 0 ? (uint32_t)rx : 0);
-        if (p->to)
-            moved += (uint32_t)(pr_txsync(p->to) > 0);
+        if (p->to && pr_txsync(p->to) > 0 && p->blocked)
+            moved++;
         for (uint32_t m = 0; m < p->n_mirrors; m++)
             pr_txsync(p->mirror[m]);
         if (pr_troubled(p->from) || pr_troubled(p->to))
@@ -213,15 +225,29 @@ static inline int pr_loop_sleep(struct pr_loop *l, uint64_t until_ns)
     return -1;
 }
 
+/* Under steady traffic that comes in driblets a call a frame would eat the time that the frames need. A question and
+ * its answer are not steady: there is an idle turn between them, and they are never held up. */
+static inline uint32_t pr_loop_gather(uint32_t streak, uint32_t moved)
+{
+    if (!moved)
+        return 0;
+    if (moved < 2 * PR_FEW && streak >= PR_STREAK) /* a slot counts when it comes and when it goes */
+        for (uint64_t until = pr_now_ns() + PR_GATHER_NS; pr_now_ns() < until;)
+            pr_pause();
+    return streak + 1;
+}
+
 /* Run until `until_ns` (CLOCK_MONOTONIC) or until the caller must act: why. */
 static inline enum pr_why pr_loop_run(struct pr_loop *l, uint64_t until_ns)
 {
     uint64_t last = pr_now_ns(), now = last;
+    uint32_t streak = 0;
     int why = -1;
     for (uint32_t turn = 0;; turn++) {
         uint32_t moved = pr_loop_turn(l, &why);
         if (why >= 0)
             return (enum pr_why)why;
+        streak = pr_loop_gather(streak, moved);
         if (moved && turn % 16)
             continue;
         now = pr_now_ns();

@@ -120,8 +120,6 @@ def _open_af_packet(
         netns_name=netns,
         port=next(_numbers) & 0xFFFF,
         options=options,
-        take_buffers=region.pool.take,
-        give_buffers=region.pool.give,
     )
     return device, LinkWatch(name, netns)
 

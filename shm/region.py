@@ -66,7 +66,7 @@ class Region:
         Raises E_SHM_SPACE, E_NAME_BUSY (the name is in use by a living process), E_NAME_SQUATTED, E_PERM, E_REGION (sizes).
         """
         sweep()
-        buffers = rings * (slots + 64) + 2 if buffers is None else buffers  # 64: what a receiving queue keeps at hand
+        buffers = rings * slots + 2 if buffers is None else buffers
         try:
             geometry = _shm.carve(max(rings, 4), rings, slots, buffers, stride)
         except (ValueError, OverflowError) as why:
@@ -142,7 +142,7 @@ class Region:
     def has_room(self, n_rings: int, slots: int) -> bool:
         """Whether so many rings of so many slots can still be made here, with what their queues keep at hand."""
         left = self.geometry["ring_num"] - len(self._rings)
-        return slots <= self.slots and n_rings <= left and self.pool.free >= n_rings * (slots + 64)
+        return slots <= self.slots and n_rings <= left and self.pool.free >= n_rings * slots
 
     def drop_ring(self, index: int) -> None:
         """Take a ring apart; whatever buffers lie in its slots now go back to the pool."""

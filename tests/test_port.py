@@ -50,7 +50,7 @@ def gather(port, n, timeout=2.0):
     return got
 
 
-@pytest.mark.parametrize("rx", ["ring", "recv"])
+@pytest.mark.parametrize("rx", ["blocks", "frames"])
 def test_what_is_sent_is_received_byte_for_byte_in_order(lab, wire, rx):
     a, b = wire
     sent = [numbered(i, 60 + i % 1455) for i in range(2000)]
@@ -60,7 +60,7 @@ def test_what_is_sent_is_received_byte_for_byte_in_order(lab, wire, rx):
         assert port.stats()["copies"] == 0
 
 
-@pytest.mark.parametrize("rx", ["ring", "recv"])
+@pytest.mark.parametrize("rx", ["blocks", "frames"])
 def test_columns_of_a_batch_are_numpy_and_match_the_frames(lab, wire, rx):
     a, b = wire
     sent = [numbered(i, 60 + i) for i in range(10)]
@@ -235,7 +235,7 @@ def test_a_watching_port_sees_both_directions_and_leaves_the_host_its_traffic(la
     assert [number(f) for f in ear.take(1)] == [1]
 
 
-@pytest.mark.parametrize("rx", ["ring", "recv"])
+@pytest.mark.parametrize("rx", ["blocks", "frames"])
 def test_vlan_and_qinq_tags_are_back_in_the_frame(lab, wire, rx):
     a, b = wire
     plain = numbered(3, 100)
@@ -246,7 +246,7 @@ def test_vlan_and_qinq_tags_are_back_in_the_frame(lab, wire, rx):
         assert port.stats()["vlan_restored"] == 3
 
 
-@pytest.mark.parametrize("rx", ["ring", "recv"])
+@pytest.mark.parametrize("rx", ["blocks", "frames"])
 def test_jumbo_frames_span_slots_and_come_back_whole(lab, rx):
     a, b = lab.pair(mtu=9000)
     sent = [numbered(i, size) for i, size in enumerate([60, 1792, 1793, 3584, 3585, 9014, 64])]
@@ -325,7 +325,7 @@ def test_scapy_sniffs_and_sends_through_a_port(lab, wire):
 def test_a_closed_port_says_so_and_gives_everything_back(wire, region):
     _, b = wire
     free = region.pool.free
-    for rx in ("ring", "recv"):
+    for rx in ("blocks", "frames"):
         port = opened(b, region, rx=rx)
         assert region.pool.free < free
         port.close()
@@ -343,7 +343,7 @@ def test_a_closed_port_says_so_and_gives_everything_back(wire, region):
         ("vb?qeues=2", "E_OPTION", "queues"),
         ("vb?queues=0", "E_OPTION", "1 to 64"),
         ("vb?take=yes", "E_OPTION", "0 or 1"),
-        ("vb?rx=fast", "E_OPTION", "ring or recv"),
+        ("vb?rx=fast", "E_OPTION", "blocks or frames"),
         ("vb?slots=many", "E_OPTION", "number"),
         ("vb?netns=nowhere-at-all", "E_NO_NETNS", ""),
         ("tun:t0", "E_DRIVER", "tap"),
