@@ -298,12 +298,15 @@ static inline uint32_t pr_pktq_take(struct pr_pktq_consumer *k, struct pr_pool *
     return got;
 }
 
+/* Changes nothing, so that one thread may wait while another dequeues. */
 static inline int pr_pktq_ready(void *consumer)
 {
-    struct pr_pktq_consumer *k = consumer;
-    for (uint32_t row = 0; row < k->v.n_rows; row++)
-        if (pr_lane_peek(&k->end[row], 1))
+    const struct pr_pktq_consumer *k = consumer;
+    for (uint32_t row = 0; row < k->v.n_rows; row++) {
+        const struct pr_lane_end *e = &k->end[row];
+        if (__atomic_load_n(&e->lane->head, __ATOMIC_RELAXED) != e->mine && !e->broken)
             return 1;
+    }
     return pr_pktq_flush_wanted(k);
 }
 

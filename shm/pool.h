@@ -137,13 +137,18 @@ static inline void pr_pool_deal(struct pr_pool *p)
             pr_pool_store(p, b, p->as_free);
 }
 
-/* Start the stack anew from the words. */
+/* Start the stack anew from the words, the lowest on top. */
 static inline void pr_pool_rebuild(struct pr_pool *p)
 {
     p->depth = 0;
     for (uint32_t b = p->home; b < p->home_end && p->depth < PR_POOL_REFILL; b++)
         if (pr_pool_look(p, b) == p->as_free)
             p->stack[p->depth++] = b;
+    for (uint32_t low = 0; low < p->depth / 2; low++) {
+        uint32_t b = p->stack[low];
+        p->stack[low] = p->stack[p->depth - 1 - low];
+        p->stack[p->depth - 1 - low] = b;
+    }
 }
 
 /* Up to n free buffers. How many there were. */
