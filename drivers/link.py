@@ -17,8 +17,8 @@ multicast group, within a millisecond:
 The label follows the ifindex: after `renamed` the new name is the one waited for, should that interface go. The kernel takes an interface
 down before it deletes or moves it, so `down` comes before `gone`; a new one comes `back` down, and `up` follows. A message of family
 AF_BRIDGE tells of membership in a bridge, and leaving one is a DELLINK too: not ours. When messages were lost (ENOBUFS) we ask for the
-present and report how it differs from what we knew. A carrier may be told up to a second late (linkwatch), frames flow before: `no_carrier`
-is news for people, no reason to stop a port.
+present and report how it differs from what we knew. A carrier that comes may be told up to a second late (linkwatch): until `up`, frames
+may arrive already, while the kernel drops what is sent and send(2) does not say so.
 """
 
 import contextlib

@@ -39,6 +39,7 @@ PREFIX = "pr"
 PR_SET_PDEATHSIG = 1
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000
 ETH_P_ALL = 3
+IFF_RUNNING = 0x40
 SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING = 263, 6, 8, 23
 AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status, len, snaplen, mac, net, vlan_tci, vlan_tpid
 TP_STATUS_VLAN_VALID = 1 << 4
@@ -106,6 +107,8 @@ class Lab:
         for end in (a, b):
             self.offloads(end, offloads)
             self._dressed(end)
+        for end in (a, b):
+            self.running(end)
 
     def tap(self, end: End, *, mtu: int = 1500, flags: int = IFF_NO_PI) -> FileIO:
         """Make a TAP that is up and return the file behind it, non-blocking; the interface goes when that is closed."""
@@ -115,6 +118,7 @@ class Lab:
         os.set_blocking(tap.fileno(), False)
         self.change(end.netns, end.name, mtu=mtu, **({"address": end.mac} if end.mac else {}))
         self._dressed(end)
+        self.running(end)
         return tap
 
     def bridge(self, end: End, members: Sequence[str], *, mtu: int = 1500) -> None:
@@ -125,11 +129,25 @@ class Lab:
         for member in members:
             self.change(end.netns, member, master=master)
         self._dressed(end)
+        if members:
+            self.running(end)
 
     def change(self, netns: str, ifname: str, /, **what: Any) -> None:
         """Change an interface as `ip link set` does: state="down", mtu=600, ifname="vz", net_ns_fd=other, master=0 ..."""
         with entered(netns), IPRoute() as ipr:
             ipr.link("set", index=socket.if_nametoindex(ifname), **what)
+
+    def running(self, end: End, timeout_s: float = 5.0) -> None:
+        """Wait until the kernel's linkwatch has seen the carrier that came; everything made here has been waited for.
+
+        Before, a frame sent is dropped and send(2) is content: that was one first frame in three, until this function.
+        """
+        deadline = time.monotonic() + timeout_s
+        with entered(end.netns), IPRoute() as ipr:
+            index = socket.if_nametoindex(end.name)
+            while not ipr.get_links(index)[0]["flags"] & IFF_RUNNING:
+                assert time.monotonic() < deadline, f"{end.name} is up but has had no carrier for {timeout_s} s"
+                time.sleep(0.001)
 
     def delete(self, netns: str, ifname: str) -> None:
         """Delete an interface (and, with a veth, its other end)."""

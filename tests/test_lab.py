@@ -35,6 +35,16 @@ def test_a_pair_carries_frames_byte_by_byte_and_nothing_else():
             assert ear.dropped() == 0
 
 
+def test_the_first_frame_arrives():
+    """It is not dropped for want of a carrier: without Lab.running, a third of these are."""
+    for _ in range(10):
+        with Lab() as net:
+            a, b = net.pair()
+            with net.listening(b) as ear:
+                net.send(a, [PLAIN])
+                assert ear.take(1) == [PLAIN]
+
+
 def test_ends_are_what_was_asked_for():
     with Lab() as net:
         a = End(net.namespace("a"), "x0", "192.0.2.1/24", mac="02:00:00:00:00:0a")
