@@ -1,0 +1,56 @@
+/* A TAP: one queue of it (tuntap in the kernel's Documentation/networking; IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).
+ *
+ * One read is one frame, so it goes straight into the ring's free slots, a super-frame over as many as it needs:
+ *
+ *     readv     [ virtio-net header ][ slot at ][ slot at+1 ] ... [ slot at+k-1 ][ the rest: super + k * room ]
+ *                                     \_________ the ring's own buffers ________/
+ *
+ * Nothing is copied unless the frame is to be cut into wire frames or did not fit. Then the slots' part joins the rest
+ * in `super`, and there it stays, one frame at most, until the ring has room (`held`).
+ *
+ * A deleted TAP (or one whose namespace died) is ready for ever, and says EBADFD. So that nobody spins on it, its
+ * descriptor then becomes a copy of `quiet`, which is never ready; the error is reported once, and the owner may put
+ * another TAP there.
+ *
+ * A TAP takes whatever is written to it, of any length: what an Ethernet of this MTU would not carry is dropped here. */
+#ifndef PR_TAP_H
+#define PR_TAP_H
+
+#include "arrival.h"
+
+#define PR_TAP_BURST 64
+#define PR_TAP_LONGEST (65536 + 4096) /* a super-frame and its headers */
+#define PR_TAP_SUPER (2 * PR_TAP_LONGEST + 65536) /* slots' part, at most one buffer more than a frame, and the rest */
+#define PR_TAP_HEADERS 22 /* Ethernet and two tags */
+#define PR_TAP_GSO_MAX (65535 + 14)
+
+struct pr_tap {
+    struct pr_device dev;
+    int fd, quiet;
+    int gone;      /* until the owner clears it: `fd` is no TAP */
+    int net_dev;   /* /proc/net/dev of its namespace, -1 = see netns */
+    char netns[64]; /* its file, where an open descriptor would keep the namespace from dying; "" = count no drops */
+    uint64_t netns_inode; /* what that file must be */
+    uint32_t mtu;  /* set by the owner, whenever it changes */
+    uint16_t port;
+    uint8_t spread; /* so many reads more are offered slots for a whole super-frame */
+    char name[16];
+    uint64_t queue_drops; /* as last read */
+
+    struct pr_arrival held; /* len 0 = none */
+    uint8_t *super;
+    struct virtio_net_hdr vnet; /* of the frame that is read or written now: iov[0] */
+    struct iovec iov[PR_MAX_FRAGS + 2];
+};
+
+/* `super`: PR_TAP_SUPER bytes, the caller's to free. */
+void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, uint32_t mtu, uint8_t *super);
+
+int pr_tap_rx(struct pr_device *dev, struct pr_ringh *h);
+int pr_tap_tx(struct pr_device *dev, struct pr_ringh *h);
+void pr_tap_stats(struct pr_device *dev, struct pr_ringh *h);
+
+/* Start to count the queue's drops anew: those since now of `name`, in the namespace that is set. */
+void pr_tap_follow(struct pr_tap *q, const char *name);
+
+#endif

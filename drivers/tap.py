@@ -1,0 +1,404 @@
+"""TAP devices: an Ethernet interface of the host whose other end is us (Documentation/networking/tuntap.rst of the kernel).
+
+One that does not exist is made, and goes with us unless it is told to persist; a persistent one is attached to. The frames flow in tap.c.
+What crosses is virtio-net headers and super-frames, so that TCP runs at the size of a TSO frame and not of the MTU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pktring.shm.errors import Error
+
+from . import _drivers, netns
+from .link import LinkFacts, facts
+
+DEVICE = "/dev/net/tun"
+NET_DEV = "/proc/thread-self/net/dev"
+TUNSETIFF, TUNGETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x800454D2, 0x400454CB, 0x400454D0
+TUNSETVNETHDRSZ, TUNSETCARRIER, TUNGETDEVNETNS = 0x400454D8, 0x400454E2, 0x54E3
+IFF_TAP, IFF_MULTI_QUEUE, IFF_PERSIST, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x0800, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 1, 2, 4, 8, 0x20, 0x40  # USO: Linux 6.2
+SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFMTU, SIOCSIFHWADDR = 0x8913, 0x8914, 0x8922, 0x8924
+IFF_UP, ARPHRD_ETHER = 1, 1
+IFREQ = 40  # struct ifreq
+VNET_HDR_SIZE = 10
+NAME_MAX = 15
+MTU_MIN, MTU_MAX = 68, 65521
+QUEUES_MAX = 256
+
+# From all that we can carry down to nothing, a step for each thing that some kernel lacks.
+OFFLOADS = {
+    TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6: ["csum", "tso4", "tso6", "ecn", "uso4", "uso6"],
+    TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN: ["csum", "tso4", "tso6", "ecn"],
+    TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6: ["csum", "tso4", "tso6"],
+    TUN_F_CSUM: ["csum"],
+    0: [],
+}
+
+OPTIONS = {
+    "mac": "its address, as 02:00:00:00:00:01 (the kernel picks one)",
+    "mtu": f"{MTU_MIN} to {MTU_MAX} (1500 when it is made)",
+    "persist": "1 = it stays when we go, 0 = it goes with us (0 when it is made)",
+    "up": "0 = leave it down or up as it is (1: bring it up)",
+    "offload": "0 = the host's stack completes checksums and cuts super-frames itself (1: we take them as they are)",
+}
+
+
+@dataclass
+class Queue:
+    """One queue: its descriptor, for both directions, and the C device over it."""
+
+    device: object
+    rx_fd: int
+    tx_fd: int
+    core: _drivers.TapQueue
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options, checked; None = leave it as it is."""
+
+    mac: bytes | None
+    mtu: int | None
+    persist: bool | None
+    up: bool
+    offload: bool
+
+
+class Tap:
+    """A TAP device and its queues. Raises E_NAME, E_OPTION, E_PERM, E_TAP_BUSY, E_NOT_TAP.
+
+    Frames are read straight into the ring's own slots, so it needs no buffers of the pool: `take_buffers` and `give_buffers` go unused.
+    """
+
+    kind = "tap"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        queues: int = 1,
+        netns_name: str | None = None,
+        port: int = 0,
+        options: dict[str, str] | None = None,
+        take_buffers: Callable[[int], array] | None = None,
+        give_buffers: Callable[[array], None] | None = None,
+    ):
+        self.interface = _checked_name(name)
+        self.wanted = _wanted(options or {})
+        if not 1 <= queues <= QUEUES_MAX:
+            raise Error("E_OPTION", f"queues={queues}: a TAP has 1 to {QUEUES_MAX}")
+        self.home = netns_name  # where it is made, whatever namespace it is moved to later
+        self.netns = netns_name
+        self.port = port
+        self.offloads: list[str] = []
+        self.queues: list[Queue] = []
+        self._flags = 0
+        self._net_dev = -1
+        self._quiet = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        fds: list[int] = []
+        try:
+            with netns.entered(self.home):
+                for _ in range(queues):
+                    fds.append(self._attached(multi=queues > 1))
+                self._dress(fds[0])
+            self.link: LinkFacts = facts(self.interface, self.home)
+            for fd in fds:
+                core = _drivers.TapQueue(fd, self._quiet, port, self.link.mtu)
+                self.queues.append(Queue(core.device, fd, fd, core))
+            self.refresh()
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            self.queues = []
+            self.close()
+            raise
+
+    # ---- the driver interface ----
+
+    def facts(self) -> dict:
+        """What this port is and how it is served."""
+        return {
+            "driver": self.kind,
+            "interface": self.interface,
+            "ifindex": self.link.ifindex,
+            "mac": self.link.mac.hex(":"),
+            "mtu": self.link.mtu,
+            "up": self.link.up,
+            "mode": "taking",  # what the host sends into a TAP is for us alone
+            "queues": len(self.queues),
+            "multi_queue": bool(self._flags & IFF_MULTI_QUEUE),
+            "persist": self.persistent,
+            "carries_gso": True,
+            "offloads": self.offloads,
+        }
+
+    def warnings(self) -> list[str]:
+        """What the user should know at start-up."""
+        lines = []
+        if self.wanted.offload and "tso4" not in self.offloads:
+            lines.append(f"{self.interface}: this kernel hands TAPs no super-frames: TCP will be several times slower")
+        if not self.link.up:
+            lines.append(f"{self.interface} is down: the host drops what is sent to it until `ip link set {self.interface} up`")
+        return lines
+
+    def rebind(self) -> None:
+        """Attach again after the TAP was deleted, to the one that has its name now or else to a new one; then `refresh`."""
+        lost = [queue for queue in self.queues if _getiff(queue.rx_fd) is None]
+        with netns.entered(self.home):
+            for queue in lost:
+                fd = self._attached(multi=len(self.queues) > 1)
+                os.dup2(fd, queue.rx_fd, inheritable=False)  # the number stays, for all who know it
+                os.close(fd)
+                queue.core.gone = 0
+            if lost:
+                self._dress(self.queues[0].rx_fd)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at it again after it was renamed, moved to another namespace, or given another MTU."""
+        found = _getiff(self.queues[0].rx_fd)
+        if found is None:
+            raise Error("E_PORT_GONE", f"{self.interface} is deleted: `rebind` makes or finds another")
+        self.interface, self._flags = found
+        self.netns = _where(self.queues[0].rx_fd, self.home)
+        self.link = facts(self.interface, self.netns)
+        self._follow()
+        for queue in self.queues:
+            queue.core.mtu = self.link.mtu
+
+    def _follow(self) -> None:
+        """Count the device's drops, on one of its queues. An open /proc/net/dev keeps its namespace alive, which only home is anyway."""
+        net_dev, where, inode = -1, "", 0
+        if self.netns in (self.home, None):
+            with netns.entered(self.netns):
+                net_dev = os.open(NET_DEV, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            where, inode = _file(self.netns), netns.identity(self.netns)
+        self.queues[0].core.follow(net_dev, where, inode, self.interface)
+        self._close_net_dev()
+        self._net_dev = net_dev
+
+    def carrier(self, on: bool) -> None:
+        """Plug the cable in or out, as the host sees it. Frames are taken either way: only a down interface refuses them."""
+        fcntl.ioctl(self.queues[0].rx_fd, TUNSETCARRIER, struct.pack("i", on))
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the interface outlives us."""
+        return bool(self._flags & IFF_PERSIST)
+
+    def close(self) -> None:
+        """Let go: the interface vanishes, unless it persists, with its offloads off: whoever comes next may not know of them."""
+        if self.queues and self.persistent and not self._flags & IFF_MULTI_QUEUE:  # of many queues others may be at work
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self.queues[0].rx_fd, TUNSETOFFLOAD, 0)
+        for queue in self.queues:
+            queue.core.gone = 1
+            queue.core.follow(-1, "", 0, "")
+            os.close(queue.rx_fd)
+        self.queues = []
+        self._close_net_dev()
+        if self._quiet >= 0:
+            os.close(self._quiet)
+        self._quiet = -1
+
+    def _close_net_dev(self) -> None:
+        if self._net_dev >= 0:
+            os.close(self._net_dev)
+        self._net_dev = -1
+
+    # ---- opening ----
+
+    def _attached(self, multi: bool) -> int:
+        """Open one queue. Whether the device has many is a thing only the attempt tells: the wrong kind is EINVAL."""
+        fd = _open_device()
+        try:
+            for more in (IFF_MULTI_QUEUE,) if multi else (0, IFF_MULTI_QUEUE):
+                request = struct.pack("16sH22x", self.interface.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | more)
+                try:
+                    self.interface = _text(fcntl.ioctl(fd, TUNSETIFF, request))
+                    return fd
+                except OSError as why:
+                    refusal = why
+                if refusal.errno != errno.EINVAL:
+                    break
+            raise self._explained(refusal, multi)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _explained(self, why: OSError, multi: bool) -> Error:
+        name = self.interface
+        if why.errno == errno.EBUSY:
+            pids = ", ".join(str(pid) for pid in holders(name)) or "another process"
+            return Error("E_TAP_BUSY", f"if={name} held by pid {pids}: end it, or make the TAP with more queues")
+        if why.errno == errno.EPERM:
+            return Error("E_PERM", f"need CAP_NET_ADMIN to open tap {name}: run as root, or `ip tuntap add {name} mode tap user NAME` once")
+        if why.errno == errno.E2BIG:
+            return Error("E_OPTION", f"{name}: all {QUEUES_MAX} queues of it are in use: ask for fewer")
+        if why.errno == errno.EINVAL:
+            return self._mismatch(multi)
+        return Error("E_TAP", f"attach to {name}: {why.strerror}: see `ip -d link show {name}`")
+
+    def _mismatch(self, multi: bool) -> Error:
+        name = self.interface
+        if name not in (there for _, there in socket.if_nameindex()):
+            return Error("E_NAME", f"{name!r}: the kernel takes no such name: use letters and digits")
+        link = facts(name)  # we are in its namespace
+        if link.kind != "tun" or link.arp_type != ARPHRD_ETHER:
+            kind = "a tun" if link.kind == "tun" else link.kind or "hardware"
+            return Error("E_NOT_TAP", f"{name} exists and is {kind}, not a tap: choose another name, or open it without `tap:`")
+        if multi:
+            return Error("E_OPTION", f"{name} was made with one queue: ask for one, or `ip tuntap add {name} mode tap multi_queue`")
+        return Error("E_TAP", f"attach to {name}: the kernel refuses: see `ip -d link show {name}`")
+
+    def _dress(self, fd: int) -> None:
+        """Set what is wanted, in the namespace of the device. The address and the MTU before it is up, so that none sees another."""
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HDR_SIZE))  # a persistent one keeps what it was told last
+        self.offloads = _offloaded(fd, self.wanted.offload)
+        if self.wanted.persist is not None:
+            fcntl.ioctl(fd, TUNSETPERSIST, int(self.wanted.persist))
+        name = self.interface.encode()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            if self.wanted.mac is not None:
+                address = struct.pack("16sH6s", name, ARPHRD_ETHER, self.wanted.mac)
+                self._set(sock, SIOCSIFHWADDR, address, f"mac={self.wanted.mac.hex(':')}")
+            if self.wanted.mtu is not None:
+                self._set(sock, SIOCSIFMTU, struct.pack("16si", name, self.wanted.mtu), f"mtu={self.wanted.mtu}")
+            (now,) = struct.unpack_from("H", fcntl.ioctl(sock, SIOCGIFFLAGS, name.ljust(IFREQ, b"\0")), 16)
+            if self.wanted.up and not now & IFF_UP:
+                self._set(sock, SIOCSIFFLAGS, struct.pack("16sH", name, now | IFF_UP), "up=1")
+
+    def _set(self, sock: socket.socket, request: int, value: bytes, what: str) -> None:
+        try:
+            fcntl.ioctl(sock, request, value.ljust(IFREQ, b"\0"))
+        except OSError as why:
+            code = "E_PERM" if why.errno == errno.EPERM else "E_OPTION"
+            raise Error(code, f"{self.interface} {what}: {why.strerror}: leave it out, or set it with `ip link`") from None
+
+
+def holders(name: str) -> list[int]:
+    """List the processes that have a TUN or TAP of this name open (in whatever namespace), by /proc/PID/fdinfo."""
+    return sorted({pid for pid, file in _open_tuns() if f"iff:\t{name}\n" in _read(file)})
+
+
+def _open_tuns() -> Iterator[tuple[int, str]]:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == DEVICE:
+                    yield int(pid), f"/proc/{pid}/fdinfo/{fd}"
+
+
+def _read(file: str) -> str:
+    try:
+        with open(file) as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+def _open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as why:
+        fix = {
+            errno.ENOENT: f"`modprobe tun`; in a container pass it in (--device {DEVICE})",
+            errno.ENODEV: "this kernel has no tun driver: `modprobe tun`",
+            errno.ENXIO: "this kernel has no tun driver: `modprobe tun`",
+        }.get(why.errno or 0, f"run as root, or `chmod 666 {DEVICE}` (udev's default: the rights are checked later)")
+        raise Error("E_PERM", f"open {DEVICE}: {why.strerror}: {fix}") from None
+
+
+def _offloaded(fd: int, wanted: bool) -> list[str]:
+    for bits, names in OFFLOADS.items():
+        if bits and not wanted:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, TUNSETOFFLOAD, bits)
+            return names
+    return []
+
+
+def _getiff(fd: int) -> tuple[str, int] | None:
+    """The name and flags of the device behind a descriptor, None when there is none (any more)."""
+    try:
+        answer = fcntl.ioctl(fd, TUNGETIFF, bytes(IFREQ))
+    except OSError:  # EBADFD: deleted; ENOTTY: `quiet` took its place
+        return None
+    return _text(answer), struct.unpack_from("H", answer, 16)[0]
+
+
+def _where(fd: int, home: str | None) -> str | None:
+    """The name of the namespace that the device is in now; for one without a name, a process in it."""
+    try:
+        here = fcntl.ioctl(fd, TUNGETDEVNETNS)
+    except OSError:  # before Linux 5.8, or not ours to know
+        return home
+    try:
+        inode = os.fstat(here).st_ino
+    finally:
+        os.close(here)
+    for name in (home, None, *netns.named(), *(f"pid:{pid}" for pid in filter(str.isdigit, os.listdir("/proc")))):
+        with contextlib.suppress(Error):
+            if netns.identity(name) == inode:
+                return name
+    return home
+
+
+def _file(name: str) -> str:
+    return f"/proc/{name[4:]}/ns/net" if name.startswith("pid:") else f"{netns.NAMED}/{name}"
+
+
+def _text(ifreq: bytes) -> str:
+    return ifreq[:16].split(b"\0", 1)[0].decode()
+
+
+# ---- options ----
+
+
+def _checked_name(name: str) -> str:
+    if len(name.encode()) > NAME_MAX:
+        raise Error("E_NAME", f"{name!r}: an interface's name has at most {NAME_MAX} bytes: shorten it (the kernel would, silently)")
+    if not name or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
+        raise Error("E_NAME", f"{name!r} is no interface's name: use letters and digits")
+    return name
+
+
+def _wanted(options: dict[str, str]) -> Wanted:
+    mtu = options.get("mtu")
+    if mtu is not None and not (mtu.isdecimal() and MTU_MIN <= int(mtu) <= MTU_MAX):
+        raise Error("E_OPTION", f"mtu={mtu}: a TAP allows {MTU_MIN} to {MTU_MAX}")
+    return Wanted(
+        mac=_mac(options["mac"]) if "mac" in options else None,
+        mtu=int(mtu) if mtu is not None else None,
+        persist=_flag(options, "persist"),
+        up=_flag(options, "up") is not False,
+        offload=_flag(options, "offload") is not False,
+    )
+
+
+def _flag(options: dict[str, str], key: str) -> bool | None:
+    if options.get(key, "0") not in ("0", "1"):
+        raise Error("E_OPTION", f"{key}={options[key]}: 0 or 1")
+    return options[key] == "1" if key in options else None
+
+
+def _mac(text: str) -> bytes:
+    try:
+        mac = bytes.fromhex(text.replace(":", "")) if len(text) == 17 else b""
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or mac[0] & 1 or not any(mac):
+        raise Error("E_OPTION", f"mac={text}: six bytes as 02:00:00:00:00:01, not a multicast address")
+    return mac
