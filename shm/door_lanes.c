@@ -20,7 +20,7 @@ static int lane_init(PyObject *o, PyObject *args, PyObject *kw)
     PyObject *mem;
     int side;
     if (self->mem.obj || !PyArg_ParseTupleAndKeywords(args, kw, "Oi", names, &mem, &side) ||
-        pr_get_memory(mem, &self->mem, _Alignof(struct pr_lane)) < 0)
+        pr_borrow(mem, &self->mem, _Alignof(struct pr_lane), PyBUF_WRITABLE) < 0)
         return -1;
     if (pr_lane_attach(&self->e, self->mem.buf, (size_t)self->mem.len, side ? PR_CONSUMER : PR_PRODUCER) == 0)
         return 0;
@@ -100,7 +100,7 @@ static PyObject *lane_put(PyObject *o, PyObject *args)
 {
     PyObject *pool;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "O!y*", &pr_pool_type, &pool, &b))
+    if (!PyArg_ParseTuple(args, "O!O&", &pr_pool_type, &pool, pr_u64_in, &b))
         return NULL;
     uint32_t n = pr_lane_put(end_of(o), &((PrPool *)pool)->p, b.buf, pr_items(&b, 8));
     PyBuffer_Release(&b);
@@ -111,7 +111,7 @@ static PyObject *lane_take(PyObject *o, PyObject *args)
 {
     PyObject *pool;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "O!w*", &pr_pool_type, &pool, &b))
+    if (!PyArg_ParseTuple(args, "O!O&", &pr_pool_type, &pool, pr_u64_out, &b))
         return NULL;
     uint32_t n = pr_lane_take(end_of(o), &((PrPool *)pool)->p, b.buf, pr_items(&b, 8));
     PyBuffer_Release(&b);
@@ -165,7 +165,7 @@ static PyGetSetDef lane_getset[] = {
 static PyTypeObject lane_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.shm._shm.Lane",
     .tp_basicsize = sizeof(PrLane),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .tp_doc = "Lane(mem, side): one end of the lane in this memory",
     .tp_new = PyType_GenericNew,
     .tp_init = lane_init,
@@ -192,7 +192,8 @@ static PyObject *lane_format(PyObject *m, PyObject *args)
     PyObject *mem;
     unsigned id, capacity;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "OII", &mem, &id, &capacity) || pr_get_memory(mem, &b, _Alignof(struct pr_lane)) < 0)
+    if (!PyArg_ParseTuple(args, "OII", &mem, &id, &capacity) ||
+        pr_borrow(mem, &b, _Alignof(struct pr_lane), PyBUF_WRITABLE) < 0)
         return NULL;
     int ok = id <= UINT16_MAX && pr_lane_capacity_ok(capacity) && (size_t)b.len >= pr_lane_size(capacity);
     if (ok)
@@ -208,7 +209,7 @@ static PyObject *lane_format(PyObject *m, PyObject *args)
 static PyObject *on_word(PyObject *mem, int (*act)(uint32_t *))
 {
     Py_buffer b;
-    if (pr_get_memory(mem, &b, 4) < 0)
+    if (pr_borrow(mem, &b, 4, PyBUF_WRITABLE) < 0)
         return NULL;
     int got = b.len >= 4 ? act(b.buf) : -1;
     PyBuffer_Release(&b);

@@ -24,7 +24,7 @@ static int queues_init(PyObject *o, PyObject *args, PyObject *kw)
     PrQueues *self = (PrQueues *)o;
     PyObject *mem;
     if (self->mem.obj || !PyArg_ParseTupleAndKeywords(args, kw, "O", names, &mem) ||
-        pr_get_memory(mem, &self->mem, _Alignof(struct pr_lane)) < 0)
+        pr_borrow(mem, &self->mem, _Alignof(struct pr_lane), PyBUF_WRITABLE) < 0)
         return -1;
     if (pr_pktq_attach(&self->v, self->mem.buf, (size_t)self->mem.len) == 0)
         return 0;
@@ -121,7 +121,7 @@ static PyObject *queues_passed(PyObject *o, PyObject *args)
     const struct pr_pktq *v = view_of(o);
     unsigned cpu;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "Iy*", &cpu, &b))
+    if (!PyArg_ParseTuple(args, "IO&", &cpu, pr_u32_in, &b))
         return NULL;
     PyObject *passed = NULL;
     if ((size_t)b.len != 4ull * v->ncpu * v->n_rows)
@@ -303,7 +303,7 @@ static PyObject *producer_put(PyObject *o, PyObject *args)
     PyObject *pool;
     unsigned cpu;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "O!Iy*", &pr_pool_type, &pool, &cpu, &b))
+    if (!PyArg_ParseTuple(args, "O!IO&", &pr_pool_type, &pool, &cpu, pr_u64_in, &b))
         return NULL;
     PyObject *n = NULL;
     if (cpu_arg(&self->p.v, cpu))
@@ -385,7 +385,7 @@ static PyObject *consumer_take(PyObject *o, PyObject *args)
 {
     PyObject *pool;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "O!w*", &pr_pool_type, &pool, &b))
+    if (!PyArg_ParseTuple(args, "O!O&", &pr_pool_type, &pool, pr_u64_out, &b))
         return NULL;
     uint32_t n = pr_pktq_take(consumer_of(o), pool_of(pool), b.buf, pr_items(&b, 8));
     PyBuffer_Release(&b);
@@ -471,7 +471,7 @@ static PyObject *pktqueue_format(PyObject *m, PyObject *args)
     unsigned ncpu, rows, ceiling, burst, limit, first_lane, first_owner;
     Py_buffer b;
     if (!PyArg_ParseTuple(args, "OIIIIIII", &mem, &ncpu, &rows, &ceiling, &burst, &limit, &first_lane, &first_owner) ||
-        pr_get_memory(mem, &b, _Alignof(struct pr_lane)) < 0)
+        pr_borrow(mem, &b, _Alignof(struct pr_lane), PyBUF_WRITABLE) < 0)
         return NULL;
     struct pr_pktqueue geometry = {.ncpu = ncpu, .rows = rows, .capacity = pr_pktq_capacity(ceiling, burst),
                                    .ceiling = ceiling, .first_lane = (uint16_t)first_lane,

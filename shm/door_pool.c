@@ -14,7 +14,7 @@ static int lend_words(PrPool *self, PyObject *words, uint64_t **word, uint32_t *
         *n = ((PrView *)words)->rg.g.buf_num;
         return 0;
     }
-    if (pr_get_memory(words, &self->words, sizeof **word) < 0)
+    if (pr_borrow(words, &self->words, sizeof **word, PyBUF_WRITABLE) < 0)
         return -1;
     *word = self->words.buf;
     *n = pr_items(&self->words, sizeof **word);
@@ -75,7 +75,7 @@ static PyObject *pool_rebuild(PyObject *o, PyObject *unused)
 static PyObject *pool_take(PyObject *o, PyObject *out)
 {
     Py_buffer b;
-    if (pr_get_memory(out, &b, 4) < 0)
+    if (pr_borrow(out, &b, 4, PyBUF_WRITABLE) < 0)
         return NULL;
     uint32_t n = pr_pool_take(pool_of(o), b.buf, pr_items(&b, 4));
     PyBuffer_Release(&b);
@@ -85,7 +85,7 @@ static PyObject *pool_take(PyObject *o, PyObject *out)
 static PyObject *pool_give(PyObject *o, PyObject *bufs)
 {
     Py_buffer b;
-    if (PyObject_GetBuffer(bufs, &b, PyBUF_SIMPLE) < 0)
+    if (pr_borrow(bufs, &b, 4, PyBUF_SIMPLE) < 0)
         return NULL;
     uint32_t n = pr_pool_give(pool_of(o), b.buf, pr_items(&b, 4));
     PyBuffer_Release(&b);
