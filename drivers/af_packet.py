@@ -225,6 +225,8 @@ class AfPacket:
         """Keep up with what became of the interface."""
         if event.kind == "renamed":
             self.interface = event.name
+            if self._drop:
+                self._drop.follow(event.name)
         elif event.kind == "back":
             self._rebind()
 
@@ -238,8 +240,7 @@ class AfPacket:
                 self._bind(tx, 0)
                 self._listen_to_all(rx)
         if self._drop:
-            self._drop.close()
-            self._drop = HostDrop(self.interface, self.netns)
+            self._drop.follow(self.interface)
 
     def close(self) -> None:
         """Give everything back, and the host its traffic."""
