@@ -1,7 +1,8 @@
-"""C kernels alone: compile a snippet with the headers of shm, drivers and engine, as the product is, and load or run it.
+"""C kernels alone: compile a snippet with our headers, as the product is compiled, and load it or run it.
 
-    lib = ckernel.load('''#include "offload.h"
+    lib = ckernel.load('''#include "csum.h"
                           uint16_t sum(uint8_t *p, size_t n) { return pr_csum_fold(pr_csum_add(p, n, 0)); }''')
+    lib.sum.restype, lib.sum.argtypes = ctypes.c_uint16, [ctypes.c_char_p, ctypes.c_size_t]
     assert lib.sum(b"\\x00\\x01", 2) == 0xFEFF
 
     exe = ckernel.program(Path("tests/offload_fuzz.c").read_text())     # an executable of its own, under ASan and UBSan
@@ -38,12 +39,13 @@ def load(source: str, *, flags: Sequence[str] = (), sanitize: bool = False) -> c
     Functions return int and take int or bytes until told otherwise (ctypes' restype, argtypes).
     """
     kinds = ["undefined", "address"] if SANITIZED_PYTHON else ["undefined"] if sanitize else []
-    return ctypes.CDLL(str(_built(source, ".so", ["-shared", "-fPIC", *flags, *(f for k in kinds for f in SANITIZE[k])])))
+    checks = [flag for kind in kinds for flag in SANITIZE[kind]]
+    return ctypes.CDLL(str(_built(source, ".so", ["-shared", "-fPIC", *flags, *checks])))
 
 
 def program(source: str, *, flags: Sequence[str] = (), sanitize: bool = True) -> Path:
     """Compile `source`, which has a main, and return the executable; `sanitize`: under ASan and UBSan."""
-    return _built(source, "", [*flags, *(f for kind in SANITIZE.values() for f in kind if sanitize)])
+    return _built(source, "", [*flags, *(flag for kind in SANITIZE.values() for flag in kind if sanitize)])
 
 
 def _built(source: str, suffix: str, flags: Sequence[str]) -> Path:
@@ -60,7 +62,9 @@ def _built(source: str, suffix: str, flags: Sequence[str]) -> Path:
 
 def _cc(args: Sequence[str], source: str) -> bytes:
     env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # the compiler itself is not under test
-    got = subprocess.run([*CC, "-x", "c", *args], input=source.encode(), capture_output=True, env=env, cwd=TOP, timeout=120)
+    got = subprocess.run(
+        [*CC, "-x", "c", *args], input=source.encode(), capture_output=True, env=env, cwd=TOP, timeout=120
+    )
     if got.returncode:
         raise AssertionError(f"{shlex.join(CC)} refuses:\n{got.stderr.decode(errors='replace')}")
     return got.stdout
