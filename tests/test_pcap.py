@@ -189,7 +189,7 @@ def test_wireshark_reads_it_without_a_warning(rings, tmp_path):
     assert "Number of interfaces in file: 2" in info and "File timestamp precision:  nanoseconds (9)" in info
 
 
-@pytest.mark.needs("tcpdump")
+@pytest.mark.needs("host_root", "tcpdump")  # it changes its user, also to read
 def test_tcpdump_reads_it(rings, tmp_path):
     write(rings, tmp_path / "a", some_frames(20))
     assert told(["tcpdump", "-nn", "-tt", "--nano", "-r", tmp_path / "a"]).count("1700000000.1234") == 20
@@ -279,6 +279,13 @@ def test_blocks_longer_than_the_buffer_are_passed_over(rings, tmp_path):
     file = shb() + idb() + first + block("<", 0x99, bytes(3 << 20)) + second + idb(opts=comment) + epb(HEAD, 3, 1)
     (tmp_path / "a").write_bytes(file)
     assert [(f.ts_ns, f.port) for f in read(rings, tmp_path / "a")[0]] == [(1000, 0), (2000, 0), (3000, 1)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 5000])
+def test_an_interface_name_of_any_length(rings, tmp_path, length):
+    (tmp_path / "a").write_bytes(shb() + idb(opts=[(2, b"n" * length)]) + idb(opts=[(2, b"next")]) + epb(HEAD, interface=1))
+    reader = read(rings, tmp_path / "a")[1]
+    assert [i["name"] for i in reader.interfaces] == ["n" * min(length, 63), "next"]
 
 
 def test_frames_that_no_ring_can_hold_are_dropped_by_name(tmp_path):
@@ -535,9 +542,6 @@ def test_what_is_not_there_or_not_allowed_says_so(tmp_path):
 @contextlib.contextmanager
 def nobody():
     """The rights of an ordinary user, for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
     os.seteuid(65534)
     try:
         yield
@@ -545,6 +549,7 @@ def nobody():
         os.seteuid(0)
 
 
+@pytest.mark.needs("host_root")
 def test_denied_is_a_permission(tmp_path):
     (tmp_path / "a").write_bytes(GOOD)
     (tmp_path / "a").chmod(0)
@@ -593,12 +598,16 @@ def test_a_file_size_limit_leaves_whole_records(fresh, tmp_path):
         assert fresh.tx.sync() == 0 and fresh.waiting == 100 - n and fresh.balanced()
         assert whole_records(tmp_path / "a", fresh) == frames[:n]
         assert 6064 - 160 < (tmp_path / "a").stat().st_size == writer.written_bytes <= 6064
+        writer.dropped(0, 5)
+        writer.resume()
+        assert fresh.tx.sync() == 0 and writer.paused == "error" and fresh.balanced()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.resume()
     assert fresh.tx.sync() == 100 - n and writer.proceed()
     writer.close()
-    assert whole_records(tmp_path / "a", fresh) == frames and fresh.balanced()
+    got, reader = read(fresh, tmp_path / "a")
+    assert got == frames and fresh.balanced() and reader.interfaces[0]["dropped"] == 5, "told with the frame that was written at last"
 
 
 ON_A_SMALL_DISK = """

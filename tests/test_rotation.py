@@ -69,7 +69,7 @@ def test_names_by_hand():
         assert rotation.name("x%H", int(day), count) == name, rotation
 
 
-@pytest.mark.needs("tcpdump")
+@pytest.mark.needs("host_root", "tcpdump")  # it changes its user, also to root
 @pytest.mark.parametrize("files", [0, 1, 2, 3, 10, 11, 12])
 def test_names_are_those_of_tcpdump(rings, tmp_path, files):
     """Over 13 files of a megabyte, theirs of 17 frames and ours of 16: the same names are there at the end."""
