@@ -12,14 +12,13 @@ import fcntl
 import os
 import socket
 import struct
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
-from .link import LinkFacts, facts
+from .link import LinkEvent, LinkFacts, facts
 
 DEVICE = "/dev/net/tun"
 NET_DEV = "/proc/thread-self/net/dev"
@@ -77,7 +76,7 @@ class Wanted:
 class Tap:
     """A TAP device and its queues. Raises E_NAME, E_OPTION, E_PERM, E_TAP_BUSY, E_NOT_TAP.
 
-    Frames are read straight into the ring's own slots, so it needs no buffers of the pool: `take_buffers` and `give_buffers` go unused.
+    Frames are read straight into the ring's own slots.
     """
 
     kind = "tap"
@@ -90,8 +89,6 @@ class Tap:
         netns_name: str | None = None,
         port: int = 0,
         options: dict[str, str] | None = None,
-        take_buffers: Callable[[int], array] | None = None,
-        give_buffers: Callable[[array], None] | None = None,
     ):
         self.interface = _checked_name(name)
         self.wanted = _wanted(options or {})
@@ -115,7 +112,7 @@ class Tap:
             for fd in fds:
                 core = _drivers.TapQueue(fd, self._quiet, port, self.link.mtu)
                 self.queues.append(Queue(core.device, fd, fd, core))
-            self.refresh()
+            self._look(anew=True)
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -151,8 +148,19 @@ class Tap:
             lines.append(f"{self.interface} is down: the host drops what is sent to it until `ip link set {self.interface} up`")
         return lines
 
+    def follow(self, event: LinkEvent) -> None:
+        """Keep up with what became of the interface."""
+        if event.kind == "back":
+            self.rebind()
+        elif event.kind != "gone":
+            try:
+                self.refresh()
+            except Error as why:
+                if why.code not in ("E_PORT_GONE", "E_NO_INTERFACE"):  # gone since: the next event says so
+                    raise
+
     def rebind(self) -> None:
-        """Attach again after the TAP was deleted, to the one that has its name now or else to a new one; then `refresh`."""
+        """Attach again after the TAP was deleted, to the one that has its name now or else to a new one."""
         lost = [queue for queue in self.queues if _getiff(queue.rx_fd) is None]
         with netns.entered(self.home):
             for queue in lost:
@@ -162,29 +170,32 @@ class Tap:
                 queue.core.gone = 0
             if lost:
                 self._dress(self.queues[0].rx_fd)
-        self.refresh()
+        self._look(anew=bool(lost))
 
     def refresh(self) -> None:
-        """Look at it again after it was renamed, moved to another namespace, or given another MTU."""
+        """Look at it again after it was renamed, moved to another namespace, or given another MTU. Raises E_PORT_GONE."""
+        self._look(anew=False)
+
+    def _look(self, anew: bool) -> None:
         found = _getiff(self.queues[0].rx_fd)
         if found is None:
             raise Error("E_PORT_GONE", f"{self.interface} is deleted: `rebind` makes or finds another")
         self.interface, self._flags = found
         self.netns = _where(self.queues[0].rx_fd, self.home)
         self.link = facts(self.interface, self.netns)
-        self._follow()
+        self._count_drops(anew)
         for queue in self.queues:
             queue.core.mtu = self.link.mtu
 
-    def _follow(self) -> None:
-        """Count the device's drops, on one of its queues. An open /proc/net/dev keeps its namespace alive, which only home is anyway."""
+    def _count_drops(self, anew: bool) -> None:
+        """Have one queue count the device's drops. An open /proc/net/dev keeps its namespace alive, which only home is anyway."""
         net_dev, where, inode = -1, "", 0
         if self.netns in (self.home, None):
             with netns.entered(self.netns):
                 net_dev = os.open(NET_DEV, os.O_RDONLY | os.O_CLOEXEC)
         else:
             where, inode = _file(self.netns), netns.identity(self.netns)
-        self.queues[0].core.follow(net_dev, where, inode, self.interface)
+        self.queues[0].core.follow(net_dev, where, inode, self.interface, anew)
         self._close_net_dev()
         self._net_dev = net_dev
 
@@ -204,7 +215,7 @@ class Tap:
                 fcntl.ioctl(self.queues[0].rx_fd, TUNSETOFFLOAD, 0)
         for queue in self.queues:
             queue.core.gone = 1
-            queue.core.follow(-1, "", 0, "")
+            queue.core.follow(-1, "", 0, "", False)
             os.close(queue.rx_fd)
         self.queues = []
         self._close_net_dev()

@@ -29,8 +29,8 @@ class Queue(Protocol):
 class Device(Protocol):
     """What a driver opens. The frames flow through the queues, in C; this is the rest."""
 
-    queues: Sequence[Any]
-
+    @property
+    def queues(self) -> Sequence[Any]: ...
     def facts(self) -> dict: ...
     def warnings(self) -> list[str]: ...
     def follow(self, event: Any) -> None: ...
@@ -41,7 +41,7 @@ class Watch(Protocol):
     """Link events of the interface behind a port."""
 
     def fileno(self) -> int: ...
-    def events(self) -> list[Any]: ...
+    def events(self) -> Sequence[Any]: ...
     def close(self) -> None: ...
 
 
@@ -205,7 +205,7 @@ class Port:
             ring.stats()
         self._drops_read = time.monotonic()
 
-    def events(self) -> list[Any]:
+    def events(self) -> Sequence[Any]:
         """Link events since the last call (each has `.kind` and `.line`); a port whose interface is back is bound again."""
         events = self._watch.events() if self._watch else []
         for event in events:

@@ -56,7 +56,7 @@ class PortSocket(SuperSocket):
     @staticmethod
     def select(sockets: list[SuperSocket], remain: float | None = None) -> list[SuperSocket]:
         """Those of the sockets that have something to read."""
-        ready = [s for s in sockets if isinstance(s, PortSocket) and s._waiting]
+        ready: list[SuperSocket] = [s for s in sockets if isinstance(s, PortSocket) and s._waiting]
         if ready:
             return ready
         readable, _, _ = select.select(sockets, [], [], remain)

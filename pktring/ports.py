@@ -137,8 +137,6 @@ def _open_tap(
         netns_name=netns,
         port=next(_numbers) & 0xFFFF,
         options=options,
-        take_buffers=region.pool.take,
-        give_buffers=region.pool.give,
     )
     return device, LinkWatch(device.interface, netns)
 

@@ -196,7 +196,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_shm", NULL, -1, met
 PyMODINIT_FUNC PyInit__shm(void)
 {
     PyObject *m = PyModule_Create(&module);
-    if (!m || add_layout(m) < 0 || add_counters(m) < 0 || pr_add_rings(m) < 0 || pr_add_lanes(m) < 0 ||
+    if (!m || add_layout(m) < 0 || add_counters(m) < 0 || pr_add_view(m) < 0 || pr_add_rings(m) < 0 || pr_add_lanes(m) < 0 ||
         PyModule_AddIntConstant(m, "HEADROOM", PR_HEADROOM) < 0 || PyModule_AddIntConstant(m, "PAGE", PR_PAGE) < 0 ||
         PyModule_AddIntConstant(m, "ABI_MAJOR", PR_ABI_MAJOR) < 0 ||
         PyModule_AddIntConstant(m, "ABI_MINOR", PR_ABI_MINOR) < 0 ||

@@ -5,7 +5,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-int pr_add_rings(PyObject *module); /* View, Ring */
+int pr_add_view(PyObject *module);  /* View */
+int pr_add_rings(PyObject *module); /* Ring */
 int pr_add_lanes(PyObject *module); /* pool, lanes, pktqueues, doorbells */
 
 #endif

@@ -23,4 +23,7 @@ typedef struct {
     struct pr_ringh h;
 } PrRing;
 
+/* A Ring over an existing kring of the view; NULL with an exception when there is none. */
+PyObject *pr_ring_handle(PrView *view, unsigned index);
+
 #endif

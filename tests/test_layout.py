@@ -52,7 +52,11 @@ def test_the_extension_was_built_with_netmaps_layout():
 
 def test_a_c_program_prints_netmaps_offsets_sizes_and_flags(tmp_path, shm_include):
     fields = [name.split(".") for name in NETMAP_API_14 if "." in name]
-    lines = [f'printf("{s}.{f} %zu %zu\\n", offsetof(struct {s}, {f}), sizeof(((struct {s}*)0)->{f}));' for s, f in fields if f != "ring_ofs"]
+    lines = [
+        f'printf("{s}.{f} %zu %zu\\n", offsetof(struct {s}, {f}), sizeof(((struct {s}*)0)->{f}));'
+        for s, f in fields
+        if f != "ring_ofs"
+    ]
     lines += [f'printf("{name} %zu %zu\\n", (size_t)0, sizeof(struct {name}));' for name in NETMAP_API_14 if "." not in name]
     lines += [f'printf("{name} %d\\n", (int){name});' for name in FLAGS]
     source = tmp_path / "layout.c"

@@ -6,11 +6,12 @@ import threading
 import time
 
 import numpy as np
-import pktring
 import pytest
 from conservation import balanced
 from frames import BROADCAST, SOURCE, number, numbered, tagged
 from lab import Lab
+
+import pktring
 from pktring.shm.errors import Error
 from pktring.shm.region import Region
 

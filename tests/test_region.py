@@ -12,6 +12,7 @@ from pathlib import Path
 
 import posix_ipc
 import pytest
+
 from pktring.shm import _shm, region
 from pktring.shm.errors import Error
 from pktring.shm.region import RX, TX, Region
@@ -188,7 +189,13 @@ def test_a_dropped_ring_gives_back_the_buffers_that_lie_in_it_now(made):
 
 
 def test_a_killed_makers_segments_are_swept_by_the_next(name):
-    code = f"from pktring.shm.region import Region; r = Region.create({name!r}, rings=2, slots=8); print(1, flush=True); import time; time.sleep(60)"
+    code = f"""
+import time
+from pktring.shm.region import Region
+r = Region.create({name!r}, rings=2, slots=8)
+print(1, flush=True)
+time.sleep(60)
+"""
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     child.stdout.readline()
     child.send_signal(signal.SIGKILL)

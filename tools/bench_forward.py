@@ -21,7 +21,7 @@ RING = "blocksz=1048576,framesz=2048,framecnt=4096,qpairs=1"  # testpmd's best s
 def rows(seconds: float) -> Iterator[Row]:
     """Beside a user-space forwarder of the best kind, and the kernel's own."""
     stage.enter()
-    missing = None if shutil.which(TESTPMD) else "not installed (apt install dpdk)"
+    missing = None if shutil.which(TESTPMD) else "not installed (apt install dpdk-dev)"
     yield _row("testpmd, net_af_packet", _testpmd, seconds, missing)
     yield _row("Linux bridge", _bridge, seconds, None)
 

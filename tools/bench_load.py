@@ -1,4 +1,4 @@
-"""The load of the bench jobs: frames out of an interface, from this process, as fast as they go or at a rate. `bench_stage.load` starts it."""
+"""The load of the bench jobs: frames out of an interface, as fast as they go or at a rate. `bench_stage.load` starts it."""
 
 from __future__ import annotations
 

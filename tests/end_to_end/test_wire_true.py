@@ -118,7 +118,7 @@ def stream(net, source, target, size):
     return (size, digest.hexdigest()), received[0] if received else None
 
 
-@pytest.mark.parametrize(("net", "size"), [({}, GIB), ({"offloads": False}, GIB // 8)], indirect=["net"], ids=["offloads on", "offloads off"])
+@pytest.mark.parametrize(("net", "size"), [({}, GIB), ({"offloads": False}, GIB // 8)], indirect=["net"], ids=["on", "off"])
 def test_R18_a_gibibyte_of_tcp_crosses_byte_for_byte(net, size):
     with bridged(net) as report:
         sent, got = stream(net, net.a, net.b, size)
