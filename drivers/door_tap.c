@@ -38,17 +38,17 @@ static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
 static PyObject *queue_follow(PyObject *self, PyObject *args)
 {
     struct pr_tap *q = &((TapQueue *)self)->q;
-    int net_dev;
+    int net_dev, anew;
     const char *netns, *name;
     unsigned long long inode;
-    if (!PyArg_ParseTuple(args, "isKs", &net_dev, &netns, &inode, &name))
+    if (!PyArg_ParseTuple(args, "isKsp", &net_dev, &netns, &inode, &name, &anew))
         return NULL;
     if (strlen(netns) >= sizeof q->netns)
         return PyErr_Format(PyExc_ValueError, "%s: too long", netns);
     q->net_dev = net_dev;
     strcpy(q->netns, netns);
     q->netns_inode = inode;
-    pr_tap_follow(q, name);
+    pr_tap_follow(q, name, anew);
     Py_RETURN_NONE;
 }
 
@@ -59,7 +59,7 @@ static PyObject *queue_device(PyObject *self, void *unused)
 }
 
 static PyMethodDef queue_methods[] = {
-    {"follow", queue_follow, METH_VARARGS, "follow(net_dev or -1, netns, its inode, name): count the drops of `name` from now on"},
+    {"follow", queue_follow, METH_VARARGS, "follow(net_dev or -1, netns, its inode, name, anew): whose drops to count"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -276,10 +276,10 @@ void pr_tap_stats(struct pr_device *dev, struct pr_ringh *h)
     q->queue_drops = drops;
 }
 
-void pr_tap_follow(struct pr_tap *q, const char *name)
+void pr_tap_follow(struct pr_tap *q, const char *name, int anew)
 {
     memset(q->name, 0, sizeof q->name);
     memcpy(q->name, name, strnlen(name, sizeof q->name - 1));
-    if (!read_drops(q, &q->queue_drops))
+    if (anew && !read_drops(q, &q->queue_drops))
         q->queue_drops = 0;
 }

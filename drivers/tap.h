@@ -50,7 +50,8 @@ int pr_tap_rx(struct pr_device *dev, struct pr_ringh *h);
 int pr_tap_tx(struct pr_device *dev, struct pr_ringh *h);
 void pr_tap_stats(struct pr_device *dev, struct pr_ringh *h);
 
-/* Start to count the queue's drops anew: those since now of `name`, in the namespace that is set. */
-void pr_tap_follow(struct pr_tap *q, const char *name);
+/* Where the drops of the queue are read from now on: `name`, in the namespace that is set. `anew`: another device, count
+ * from now. */
+void pr_tap_follow(struct pr_tap *q, const char *name, int anew);
 
 #endif
