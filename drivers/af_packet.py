@@ -13,6 +13,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
@@ -51,7 +52,7 @@ class Queue:
     sockets: list[socket.socket]
 
 
-class AfPacket:
+class AfPacket(Device):
     """An interface served by AF_PACKET sockets."""
 
     kind = "af_packet"

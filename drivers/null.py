@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers
@@ -24,7 +25,7 @@ class Queue:
     tx_fd: int = -1
 
 
-class Null:
+class Null(Device):
     """What `open` returns."""
 
     kind = "null"
@@ -36,16 +37,6 @@ class Null:
     def facts(self) -> dict:
         """What this port is."""
         return {"driver": self.kind, "queues": 1, "len": len(self._frame), "count": self._count}
-
-    def warnings(self) -> list[str]:
-        """Nothing to warn of."""
-        return []
-
-    def follow(self, event: object) -> None:
-        """There is no link."""
-
-    def close(self) -> None:
-        """There is nothing to close."""
 
 
 def open(name: str, options: dict[str, str]) -> Null:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers
@@ -108,7 +109,7 @@ def open_reader(file: File, *, port: int | None = None, any_link: bool = False) 
         raise
 
 
-class Reader:
+class Reader(Device):
     """A capture file as a port that receives; what `open_reader` returns."""
 
     kind = "pcap"
@@ -151,9 +152,6 @@ class Reader:
         """What the user should know: interfaces whose frames lack counts of drops are no news, damage is."""
         return [self._core.trouble] if self._core.trouble else []
 
-    def follow(self, event: object) -> None:
-        """Link events do not concern a file."""
-
     def close(self) -> None:
         """Let the file go; rings that are still bound receive nothing more."""
         self._core.close()
@@ -165,7 +163,7 @@ class Reader:
 # ---- writing ----
 
 
-class Writer:
+class Writer(Device):
     """A capture file, or a row of them, as a port that sends.
 
     `file`: a name (with `rotation` by seconds a strftime pattern), "-" or a descriptor (which stays the caller's). `stats()` is asked
@@ -361,13 +359,6 @@ class Writer:
             "written_bytes": self.written_bytes,
             "files": list(self.files),
         }
-
-    def warnings(self) -> list[str]:
-        """What the user should know at the start: nothing."""
-        return []
-
-    def follow(self, event: object) -> None:
-        """Link events do not concern a file."""
 
     def close(self) -> None:
         """End the file with its statistics. Sync the rings first: what is still in them is not written.

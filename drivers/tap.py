@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
@@ -73,7 +74,7 @@ class Wanted:
     offload: bool
 
 
-class Tap:
+class Tap(Device):
     """A TAP device and its queues. Raises E_NAME, E_OPTION, E_PERM, E_TAP_BUSY, E_NOT_TAP.
 
     Frames are read straight into the ring's own slots.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pktring.shm import _shm
+from pktring.shm.device import Device
 from pktring.shm.errors import Error
 from pktring.shm.region import COUNTER_NAMES, RX, TX, Region
 
@@ -16,25 +17,6 @@ from .batch import Batch
 
 if TYPE_CHECKING:
     from scapy.supersocket import SuperSocket
-
-
-class Queue(Protocol):
-    """One queue of a device: a capsule to bind a ring to, and what to wait on (-1 = nothing)."""
-
-    device: object
-    rx_fd: int
-    tx_fd: int
-
-
-class Device(Protocol):
-    """What a driver opens. The frames flow through the queues, in C; this is the rest."""
-
-    @property
-    def queues(self) -> Sequence[Any]: ...
-    def facts(self) -> dict: ...
-    def warnings(self) -> list[str]: ...
-    def follow(self, event: Any) -> None: ...
-    def close(self) -> None: ...
 
 
 class Watch(Protocol):
@@ -99,7 +81,7 @@ class Port:
     def recv(self, max: int = 256, timeout: float | None = 1.0) -> Batch:
         """Receive up to `max` frames; waits `timeout` seconds for the first (None: for ever). The batch may be empty.
 
-        Releases the batch before it. Raises E_CLOSED, E_PORT_GONE (a file or device that cannot come back).
+        Releases the batch before it. Raises E_CLOSED, and E_PCAP where a file is damaged.
         """
         self._check()
         if self._batch:
@@ -114,6 +96,8 @@ class Port:
                     self._batch = self._take(ring, max)
                     return self._batch
             left = POLL_S if deadline is None else min(deadline - time.monotonic(), POLL_S)
+            if self.ended:
+                self.device.check()
             if left <= 0 or self.ended or not self.rx_rings:
                 starts = array("I")
                 ring = self.rx_rings[0] if self.rx_rings else self.tx_rings[0]
@@ -159,9 +143,11 @@ class Port:
         return accepted
 
     def flush(self) -> None:
-        """Hand everything queued to the device, as far as it takes it."""
+        """Hand everything queued to the device, as far as it takes it. Raises E_CAPTURE_SPACE when a file's disk is full."""
         for ring in self.tx_rings:
             ring.sync()
+            if ring.device_flags & _shm.PR_DEV_PAUSED and self.device.proceed():
+                ring.sync()
 
     def tx_ring_for(self, rx: _shm.Ring) -> _shm.Ring:
         """The transmit ring that frames of a receive ring go to."""
@@ -239,7 +225,8 @@ class Port:
         self._closed = True
         if self._batch:
             self._batch.release()
-        self.flush()
+        for ring in self.tx_rings:
+            ring.sync()
         self._poll.close()
         if self._watch:
             self._watch.close()

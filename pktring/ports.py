@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pktring.engine.port import Device, Port, Watch
+from pktring.engine.port import Port, Watch
+from pktring.shm.device import Device
 from pktring.shm.errors import Error
 from pktring.shm.region import DEFAULT_SLOTS, Region
 
@@ -79,6 +80,8 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
     if port.driver in LATER:
         raise Error("E_DRIVER", f"{port.driver}: no such driver in this version: use {', '.join(DRIVERS)}")
     _check(options, port.driver)
+    if directions == "rxtx" and not DRIVERS[port.driver].both_ways:
+        directions = "rx"
     slots = _number(options, "slots", min(region.slots, DEFAULT_SLOTS) if region else DEFAULT_SLOTS, 2, 1 << 16)
     queues = _number(options, "queues", 1, 1, 64)
     home = region or _room_for(queues * (2 if directions == "rxtx" else 1), slots)
@@ -169,12 +172,13 @@ class Driver:
 
     opener: Callable[[str, dict[str, str], Region, str, int, bool], tuple[Device, Watch | None]]
     about: str
+    both_ways: bool = True
 
 
 DRIVERS = {
     "af_packet": Driver(_open_af_packet, "any interface, by AF_PACKET sockets"),
     "tap": Driver(_open_tap, "a TAP device, made if it does not exist"),
-    "pcap": Driver(_open_pcap, "a capture file: read (pcap, pcapng), or written (pcapng)"),
+    "pcap": Driver(_open_pcap, "a capture file: read (pcap, pcapng), or written (pcapng)", both_ways=False),
     "null": Driver(_open_null, "nowhere: swallows everything, or makes frames at full speed"),
 }
 

@@ -56,7 +56,8 @@ class Recording:
         """Write what is still in the ring. Raises E_CAPTURE_SPACE."""
         deadline = time.monotonic() + FLUSH_S
         while self._pending() and time.monotonic() < deadline:
-            self.port.flush()
+            for ring in self.port.tx_rings:
+                ring.sync()
             if self.writer.paused and not self.proceed():
                 return
             if self._pending():
