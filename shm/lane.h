@@ -32,7 +32,7 @@
  *   producer   owner word back to OWNED        it cannot know whether the consumer has seen the head
  *   consumer   tail before the owner words     killed between, a buffer out of the lane still says INFLIGHT: lost; and
  *                                              a reclaim would take it for one that was never published
- *   consumer   using a frame before tail       killed there, its heir would do the frame a second time
+ *   consumer   using a frame before its word   killed there, its heir would do the frame a second time
  *   either     the other's cursor              two writers of one word
  *   either     its own cursor backwards        frames twice, or slots that nobody owns
  *   heir       producing before pr_lane_reclaim  new positions would hide the dead one's unpublished words

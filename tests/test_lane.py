@@ -114,7 +114,7 @@ class LaneMachine(RuleBasedStateMachine):
 
 
 TestLane = LaneMachine.TestCase
-TestLane.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestLane.settings = settings(max_examples=800, stateful_step_count=20, deadline=None)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestPool.settings = settings(max_examples=800, stateful_step_count=15, deadline=None)
 
 
 @pytest.fixture
