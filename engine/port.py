@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from array import array
@@ -62,15 +63,19 @@ class Port:
 
     def _make_poll(self) -> select.epoll:
         poll = select.epoll()
-        for queue in self.device.queues if self.rx_rings else ():
-            if queue.rx_fd >= 0:
-                try:
-                    poll.register(queue.rx_fd, select.EPOLLIN)
-                except PermissionError:
-                    pass  # a regular file: always ready
         if self.event_fd >= 0:
             poll.register(self.event_fd, select.EPOLLIN)
+        self._listen(poll)
         return poll
+
+    def _listen(self, poll: select.epoll) -> None:
+        """Wait for the queues too. Again when an interface is back: behind the same number there may be another file."""
+        for queue in self.device.queues if self.rx_rings else ():
+            if queue.rx_fd >= 0:
+                with contextlib.suppress(OSError):
+                    poll.unregister(queue.rx_fd)
+                with contextlib.suppress(PermissionError):  # a regular file: always ready
+                    poll.register(queue.rx_fd, select.EPOLLIN)
 
     # ---- receive ----
 
@@ -196,6 +201,8 @@ class Port:
         events = self._watch.events() if self._watch else []
         for event in events:
             self.device.follow(event)
+            if event.kind == "back":
+                self._listen(self._poll)
         for ring in (*self.rx_rings, *self.tx_rings):
             ring.device_error = 0
         return events
