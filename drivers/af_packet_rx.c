@@ -155,7 +155,10 @@ void pr_afp_stats(struct pr_device *dev, struct pr_ringh *h)
 {
     struct pr_afp *q = (struct pr_afp *)dev;
     struct tpacket_stats_v3 s; /* the kernel starts from zero after each reading: this is the only place that reads */
-    socklen_t len = sizeof s;
+    socklen_t len = sizeof s, four = sizeof(int);
+    int error; /* of an interface that went down; poll(2) says POLLERR, and so never sleeps, until it is taken */
+    if (q->rx >= 0)
+        getsockopt(q->rx, SOL_SOCKET, SO_ERROR, &error, &four);
     if (q->rx >= 0 && h->k->dir == PR_RX && getsockopt(q->rx, SOL_PACKET, PACKET_STATISTICS, &s, &len) == 0)
         pr_count(h->row, PR_C_drop_kernel, s.tp_drops);
 }
