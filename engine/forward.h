@@ -19,6 +19,7 @@
 #define PR_MAX_EVENTS 32
 #define PR_SPIN_NS 50000         /* stay awake this long after the last frame: a sleep and wake costs 20 us */
 #define PR_SLEEP_MS 100          /* and never sleep longer than this, whatever was lost */
+#define PR_LOOK_NS 2000000       /* under traffic without a pause, look this often whether the caller must act */
 #define PR_FEW 16                /* frames that hardly pay for the calls that send them */
 #define PR_STREAK 8              /* so many turns of few frames without an idle one are steady traffic: */
 #define PR_GATHER_NS 25000       /* let more come together */
@@ -225,6 +226,15 @@ static inline int pr_loop_sleep(struct pr_loop *l, uint64_t until_ns)
     return -1;
 }
 
+/* Is one of the event descriptors readable? Where frames never pause there is no sleep to be woken from. */
+static inline int pr_loop_called(const struct pr_loop *l)
+{
+    struct pollfd fd[PR_MAX_EVENTS];
+    for (uint32_t n = 0; n < l->n_events; n++)
+        fd[n] = (struct pollfd){.fd = l->event[n], .events = POLLIN};
+    return l->n_events && poll(fd, l->n_events, 0) > 0;
+}
+
 /* Under steady traffic that comes in driblets a call a frame would eat the time that the frames need. A question and
  * its answer are not steady: there is an idle turn between them, and they are never held up. */
 static inline uint32_t pr_loop_gather(uint32_t streak, uint32_t moved)
@@ -240,7 +250,7 @@ static inline uint32_t pr_loop_gather(uint32_t streak, uint32_t moved)
 /* Run until `until_ns` (CLOCK_MONOTONIC) or until the caller must act: why. */
 static inline enum pr_why pr_loop_run(struct pr_loop *l, uint64_t until_ns)
 {
-    uint64_t last = pr_now_ns(), now = last;
+    uint64_t last = pr_now_ns(), now = last, looked = last;
     uint32_t streak = 0;
     int why = -1;
     for (uint32_t turn = 0;; turn++) {
@@ -255,6 +265,11 @@ static inline enum pr_why pr_loop_run(struct pr_loop *l, uint64_t until_ns)
             return PR_WHY_TIME;
         if (moved) {
             last = now;
+            if (now - looked > PR_LOOK_NS) {
+                looked = now;
+                if (pr_loop_called(l))
+                    return PR_WHY_EVENT;
+            }
         } else if (now - last > PR_SPIN_NS) {
             if ((why = pr_loop_sleep(l, until_ns)) >= 0)
                 return (enum pr_why)why;
