@@ -6,6 +6,7 @@ import contextlib
 import select
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,7 @@ class Watch(Protocol):
 
 POLL_S = 0.1  # no wait is longer, whatever wake-up was lost
 PERIODIC_S = 0.2  # kernel drop counts are read this often
+MOST_UNTOLD = 256  # link events kept for who never asks
 
 
 class Port:
@@ -44,7 +46,8 @@ class Port:
         self._batch: Batch | None = None
         self._turn = 0
         self._drops_read = 0.0
-        self._indexes: list[int] = []
+        self._indexes: dict[int, int] = {}  # the region's number of each ring: its direction
+        self._untold: deque[Any] = deque(maxlen=MOST_UNTOLD)
         self.on_close: Callable[[], None] | None = None
         self.rx_rings = self._rings(RX, slots) if "rx" in directions else []
         self.tx_rings = self._rings(TX, slots) if "tx" in directions else []
@@ -57,7 +60,7 @@ class Port:
             label = f"{self.name[-36:]} {'rx' if direction == RX else 'tx'}{i}"
             index, ring = self.region.make_ring(direction, slots, label, i)
             ring.bind(queue.device)
-            self._indexes.append(index)
+            self._indexes[index] = direction
             rings.append(ring)
         return rings
 
@@ -103,12 +106,21 @@ class Port:
             left = POLL_S if deadline is None else min(deadline - time.monotonic(), POLL_S)
             if self.ended:
                 self.device.check()
+            else:
+                self._wait(left if left > 0 else 0)
             if left <= 0 or self.ended or not self.rx_rings:
                 starts = array("I")
                 ring = self.rx_rings[0] if self.rx_rings else self.tx_rings[0]
                 return Batch(self, ring, starts, 0, ring.head)
-            self._periodic()
-            self._poll.poll(left)
+
+    def _wait(self, left: float) -> None:
+        """Sleep until there may be a frame. What else made the descriptor readable is seen to, or it would stay so."""
+        for fd, what in self._poll.poll(left):
+            if fd == self.event_fd:
+                self._follow()
+            elif what & select.EPOLLERR:
+                self.read_kernel_drops()
+        self._periodic()
 
     def _take(self, ring: _shm.Ring, most: int) -> Batch:
         starts = array("I", bytes(4 * most))
@@ -183,12 +195,12 @@ class Port:
         """What a user should know about this interface, one line each."""
         return self.device.warnings()
 
-    def stats(self) -> dict[str, int]:
-        """Counters by name, summed over the port's rings (the names: `pktring help counters`, shm/counters.h)."""
+    def stats(self, direction: str = "rxtx") -> dict[str, int]:
+        """Counters by name (`pktring help counters`), summed over the port's rings: those of one direction, rx or tx, or all."""
         self.read_kernel_drops()
-        rows = self.region.counters()
-        mine = {f"{self.name[-36:]} {d}{i}" for d in ("rx", "tx") for i in range(len(self.device.queues))}
-        return {name: sum(row[name] for row in rows if row["row"] in mine) for name in COUNTER_NAMES}
+        wanted = {index for index, d in self._indexes.items() if ("rx" if d == RX else "tx") in direction}
+        rows = [row for row in self.region.counters() if row["ring"] in wanted]
+        return {name: sum(row[name] for row in rows) for name in COUNTER_NAMES}
 
     def read_kernel_drops(self) -> None:
         """Bring what the kernel dropped before us into the counters."""
@@ -198,20 +210,23 @@ class Port:
 
     def events(self) -> Sequence[Any]:
         """Link events since the last call (each has `.kind` and `.line`); a port whose interface is back is bound again."""
-        events = self._watch.events() if self._watch else []
-        for event in events:
+        self._follow()
+        untold, self._untold = list(self._untold), deque(maxlen=MOST_UNTOLD)
+        return untold
+
+    def _follow(self) -> None:
+        for event in self._watch.events() if self._watch else ():
+            self._untold.append(event)
             self.device.follow(event)
             if event.kind == "back":
                 self._listen(self._poll)
         for ring in (*self.rx_rings, *self.tx_rings):
             ring.device_error = 0
-        return events
 
     def _periodic(self) -> None:
         if time.monotonic() - self._drops_read > PERIODIC_S:
             self.read_kernel_drops()
-            if self._watch:
-                self.events()
+            self._follow()
 
     def scapy(self) -> SuperSocket:
         """This port as a scapy socket, for `sniff(opened_socket=...)` and `sendp(..., socket=...)`."""
