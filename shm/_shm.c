@@ -114,7 +114,7 @@ static PyObject *header_read(PyObject *self, PyObject *args)
                          hd.owner_start, "state", state, "name", hd.name, "geometry", geometry);
 }
 
-/* rows(counters segment, number) -> [(name, writer, (values...)), ...] of the rows in use. */
+/* rows(counters segment) -> [(ring, name, writer, (values...)), ...] of the rows in use. */
 static PyObject *rows(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -132,7 +132,7 @@ static PyObject *rows(PyObject *self, PyObject *args)
             PyTuple_SET_ITEM(values, c, PyLong_FromUnsignedLongLong(__atomic_load_n(&row->v[c], __ATOMIC_RELAXED)));
         char name[sizeof row->name + 1] = {0};
         memcpy(name, row->name, sizeof row->name);
-        PyObject *item = values ? Py_BuildValue("(sIN)", name, row->writer, values) : NULL;
+        PyObject *item = values ? Py_BuildValue("(nsIN)", (Py_ssize_t)i, name, row->writer, values) : NULL;
         if (!item || PyList_Append(list, item) < 0)
             Py_CLEAR(list);
         Py_XDECREF(item);

@@ -159,7 +159,7 @@ class Region:
         return offset
 
     def counters(self) -> list[dict]:
-        """One dict a ring in use: `row` its label, then every counter by name."""
+        """One dict a ring in use: `ring` its number, `row` its label, then every counter by name."""
         return [named(row) for row in _shm.rows(self._maps["counters"])]
 
     # ---- end ----
@@ -179,10 +179,10 @@ class Region:
         self.close()
 
 
-def named(row: tuple[str, int, tuple[int, ...]]) -> dict:
+def named(row: tuple[int, str, int, tuple[int, ...]]) -> dict:
     """A counter row as a dict."""
-    name, writer, values = row
-    return {"row": name, "writer": writer} | dict(zip(COUNTER_NAMES, values, strict=True))
+    ring, name, writer, values = row
+    return {"ring": ring, "row": name, "writer": writer} | dict(zip(COUNTER_NAMES, values, strict=True))
 
 
 COUNTER_NAMES = tuple(name for name, _ in _shm.COUNTERS)

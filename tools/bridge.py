@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -120,8 +119,6 @@ class Bridge:
             why = self._forwarder.run(span)
             if why == "event":
                 cli.tell_events((self._a, self._b))
-            if why == "end":
-                break
             for mirror in self._mirrors:
                 mirror.tend()
             if progress.due():
@@ -138,19 +135,10 @@ class Bridge:
 
 def way(source: Port, target: Port) -> dict[str, Any]:
     """What went from one port to another: the target's transmit rings count it, both ports' rings the drops, by reason."""
-    received, sent = side(source, "rx"), side(target, "tx")
+    received, sent = source.stats("rx"), target.stats("tx")
     names = [name for name in received if name.startswith("drop_") and name != "drop_mirror"]
     reasons = {name: n for name in names if (n := received[name] + sent[name])}
     return {"frames": sent["tx_frames"], "bytes": sent["tx_bytes"], "dropped": sum(reasons.values()), "reasons": reasons}
-
-
-def side(port: Port, direction: str) -> Counter[str]:
-    """The counters of a port's rings of one direction, summed."""
-    total: Counter[str] = Counter()
-    for row in port.region.counters():
-        if row["row"].startswith(f"{port.name[-36:]} {direction}"):
-            total.update({name: n for name, n in row.items() if name not in ("row", "writer")})
-    return total
 
 
 class Rates:
