@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ EXAMPLES = """\
   pktring capture -r out.pcapng -w dns.pcapng port 53    filter a file
 """
 SMALLEST_FILE = 1000
+EVERYTHING = struct.pack("=HBBI", 0x06, 0, 0, 262144)  # the program of no filter: ret #262144
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +101,9 @@ def run(args: argparse.Namespace, stop: cli.Stop) -> int:
 
     if args.list_interfaces:
         return _listed(args.json)
+    args.program = sources.program(args)
     if args.d:
-        from . import bpf_text
-
-        print(bpf_text.FORMS[min(args.d, 3)](sources.program(args) or bpf_text.EVERYTHING))
+        print("\n".join(_disassembled(args.program or EVERYTHING, args.d)))
         return 0
     _check(args)
     outcome = Outcome()
@@ -117,6 +118,14 @@ def run(args: argparse.Namespace, stop: cli.Stop) -> int:
     if outcome.error:
         raise outcome.error
     return 0
+
+
+def _disassembled(program: bytes, how: int) -> list[str]:
+    from pktring.engine import filter as pcap_filter
+
+    if how == 2:
+        return [f"{{ 0x{code:x}, {jt}, {jf}, 0x{k:08x} }}," for code, jt, jf, k in pcap_filter.INSTRUCTION.iter_unpack(program)]
+    return pcap_filter.disassemble(program) if how == 1 else pcap_filter.decimal(program)
 
 
 def _check(args: argparse.Namespace) -> None:

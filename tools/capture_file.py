@@ -20,12 +20,11 @@ from .recording import Recording
 DRAIN_S = 0.02  # what the kernel has when we are asked to end comes within this: its rings hand over every 2 ms
 
 
-def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome: Outcome) -> None:
-    """Capture to a file, or a row of them, until the end. A full disk is left in `outcome.error`, to be raised after the report."""
-    program = sources.program(args)
+def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome: Outcome, pipe: int | None = None) -> None:
+    """Capture to a file, a row of them, or a pipe, until the end. What goes wrong is left in `outcome`, to be raised after the report."""
     after = After(args.after)
     recording = Recording(
-        args.write,
+        args.write if pipe is None else pipe,
         ports,
         snaplen=min(args.snaplen or sources.FULL_FRAME, sources.FULL_FRAME),
         filter_text=sources.filter_text(args),
@@ -35,10 +34,11 @@ def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome
     try:
         with recording:
             sources.announce(args, ports)
-            paths = [Path(port, recording.port, filter=program, direction=sources.direction(args, port)) for port in ports]
+            paths = [Path(port, recording.port, filter=args.program, direction=sources.direction(args, port)) for port in ports]
             _record(Forwarder(paths, limit=args.count), recording, stop, args)
             recording.flush()
-            sources.check(ports)
+            for port in ports:
+                port.device.check()
     except Error as error:
         outcome.error = error
     _count(recording, outcome)
@@ -47,27 +47,29 @@ def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome
 
 def _record(forwarder: Forwarder, recording: Recording, stop: cli.Stop, args: argparse.Namespace) -> None:
     progress = cli.Progress(stop, quiet=args.q)
+    ended = False
     for span in stop.slices(args.duration):
         why = forwarder.run(span)
         drops = recording.tell_drops()
         if why == "event":
             cli.tell_events(forwarder.ports)
-        if why in ("limit", "end") or (why == "paused" and not recording.proceed()):
+            ended = all(port.ended for port in forwarder.ports if port.rx_rings)  # a damaged file is trouble and the end at once
+        if ended or why in ("limit", "end") or (why == "paused" and not recording.writer.proceed()):
             break
         if progress.due():
             progress.show(f"{recording.writer.frames} packets captured, {drops} dropped by kernel")
     else:
         if forwarder.run(DRAIN_S) == "paused":
-            recording.proceed()
+            recording.writer.proceed()
     progress.end()
 
 
 def _count(recording: Recording, outcome: Outcome) -> None:
     outcome.captured = recording.writer.frames
     outcome.written_bytes = recording.writer.written_bytes
-    outcome.files = recording.files
-    if unwritten := recording.unwritten():
-        outcome.reasons["unwritten"] = unwritten
+    outcome.files = list(recording.writer.files)
+    if recording.unwritten:
+        outcome.reasons["unwritten"] = recording.unwritten
 
 
 class After:

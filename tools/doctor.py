@@ -259,7 +259,8 @@ def offloads(link: LinkFacts) -> Check:
     meanings = [text for name, text in CONSEQUENCES.items() if name in on]
     if set(on) & set(MERGING):
         meanings.insert(0, f"frames to {link.gso_max_size} B: forwarded whole, cut to wire size in captures")
-    return Check(f"offloads {link.name}", "lro" not in on, "; ".join([" ".join(on) or "none on", *meanings]), f"`ethtool -K {link.name} lro off`")
+    detail = "; ".join([" ".join(on) or "none on", *meanings])
+    return Check(f"offloads {link.name}", "lro" not in on, detail, f"`ethtool -K {link.name} lro off`")
 
 
 LOOKS = {

@@ -33,7 +33,7 @@ class Mirror:
             return
         self._recording.tell_drops()
         try:
-            self.failed = not self._recording.proceed()
+            self.failed = not self._recording.writer.proceed()
         except Error as error:
             self.failed = True
             cli.say(f"{error}")

@@ -16,11 +16,11 @@ FLUSH_S = 2.0  # for a pipe whose reader is slow
 
 
 class Recording:
-    """`port` is what a forward sends to; after a run that came back as "paused" call `proceed`. A context manager."""
+    """`port` is what a forward sends to; after a run that came back as "paused" call `writer.proceed`. A context manager."""
 
     def __init__(
         self,
-        file: str,
+        file: str | int,
         sources: Sequence[Port],
         *,
         snaplen: int = SNAPLEN,
@@ -28,22 +28,16 @@ class Recording:
         rotation: Rotation | None = None,
         closed: Callable[[str], object] | None = None,
     ):
+        self.unwritten = 0  # when closed: frames that the full disk, or the reader that went away, left in the ring
         self._blocks = [(source, block) for source in sources for block in blocks(source, snaplen, filter_text)]
         self.writer = Writer(
             file, [block for _, block in self._blocks], rotation=rotation, stats=self._stats, closed=closed, start_s=_start_s(sources)
         )
-        self.files: list[str] = list(self.writer.files)
         try:
             self.port = Port(f"pcap:{file}", _region(sources), self.writer, None, slots=DEFAULT_SLOTS, directions="tx")
         except BaseException:
             self.writer.close()
             raise
-
-    def proceed(self) -> bool:
-        """Start the next file, or see why not. False = the end was reached. Raises E_CAPTURE_SPACE."""
-        going = self.writer.proceed()
-        self.files += [name for name in self.writer.files if name not in self.files]
-        return going
 
     def tell_drops(self) -> int:
         """Let each interface's next record say how many frames were dropped before it. -> how many in all."""
@@ -58,15 +52,10 @@ class Recording:
         while self._pending() and time.monotonic() < deadline:
             for ring in self.port.tx_rings:
                 ring.sync()
-            if self.writer.paused and not self.proceed():
+            if self.writer.paused and not self.writer.proceed():
                 return
             if self._pending():
                 time.sleep(0.001)
-
-    def unwritten(self) -> int:
-        """Frames that were to be written and are not: the disk was full, or the pipe's reader is gone."""
-        stats = self.port.stats()
-        return stats["tx_queued"] - stats["tx_frames"]
 
     def _pending(self) -> bool:
         return any(ring.head != ring.hwcur for ring in self.port.tx_rings)
@@ -76,6 +65,8 @@ class Recording:
 
     def close(self) -> None:
         """End the file with its statistics. Raises E_CAPTURE_SPACE when there is no room for them."""
+        stats = self.port.stats()
+        self.unwritten = stats["tx_queued"] - stats["tx_frames"]
         self.port.close()
 
     def __enter__(self) -> Recording:

@@ -55,10 +55,3 @@ def announce(args: argparse.Namespace, sources: Sequence[Port]) -> None:
         cli.say(f"{what} ({how}), link-type EN10MB (Ethernet), snapshot length {args.snaplen or FULL_FRAME} bytes")
         for line in source.warnings():
             cli.say(line)
-
-
-def check(sources: Sequence[Port]) -> None:
-    """A file that ended early because it is damaged is an error, after its good frames. Raises E_PCAP."""
-    for source in sources:
-        if damaged := getattr(source.device, "check", None):
-            damaged()

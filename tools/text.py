@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TextIO
 
-from pktring.engine import filter as pcap_filter
+from pktring.drivers.pcap import open_reader
+from pktring.engine.batch import Batch
 from pktring.engine.port import Port
+from pktring.shm import _shm
+from pktring.shm.region import DEFAULT_SLOTS, Region
 
-from . import cli, sources
+from . import capture_file, cli
 from .capture import Outcome
+
+WAIT_S = 0.2
 
 
 class Describer:
@@ -43,7 +50,7 @@ class Describer:
             text = self._layers(self._ether(frame))
         except Exception as why:  # scapy's dissectors meet whatever the network holds
             text = f"not dissected ({type(why).__name__}) {frame[:14].hex()}"
-        return f"{self._time(ts_ns)} {where}{'Out' if outgoing else 'In '} {text}, length {wire_len}"
+        return f"{self._time(ts_ns)} {where} {'Out' if outgoing else 'In '} {text}, length {wire_len}"
 
     def _layers(self, packet: Any) -> str:
         text = self._brief(packet) if self._quick else packet.summary().removeprefix("Ether / ")
@@ -66,34 +73,44 @@ class Describer:
 
 
 def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome: Outcome) -> None:
-    """Print a line per frame until the end; with --json to stderr, because stdout is for the one object."""
-    program = sources.program(args)
+    """Print a line per frame until the end; with --json to stderr, because stdout is for the one object.
+
+    It is `capture -w - | decode` within one process: a thread captures into a pipe, and we read that. So filters, directions and limits
+    are those of the C core, and frames wait in the kernel's ring, not in Python, while scapy is at work.
+    """
     describer = Describer(numeric=bool(args.n), ethernet=args.e, quick=args.q)
     out = sys.stderr if args.json else sys.stdout
-    sources.announce(args, ports)
-    left = args.count or sys.maxsize
-    for span in stop.slices(args.duration):
-        for port in ports:
-            lines = list(itertools.islice(_lines(args, port, program, describer, span / len(ports), outcome), left))
-            outcome.captured += len(lines)
-            left -= len(lines)
-            out.write("".join(lines))
-        out.flush()
-        if left == 0 or all(port.ended for port in ports):
-            break
-    sources.check(ports)
+    read, write = os.pipe()
+    with open(read, "rb", buffering=0), ThreadPoolExecutor(1) as captures:
+        capture = captures.submit(_capture, args, ports, stop, outcome, write)
+        try:
+            _print(read, describer, out)
+        finally:
+            stop.asked = True  # if whoever reads our lines went away, let the capture end too
+            capture.result()
+    outcome.files, outcome.written_bytes = [], 0
 
 
-def _lines(
-    args: argparse.Namespace, port: Port, program: bytes | None, describer: Describer, wait_s: float, outcome: Outcome
-) -> Iterator[str]:
-    wanted = {"in": False, "out": True}.get(sources.direction(args, port))
-    where = "" if args.read else port.facts().get("interface", port.name) + " "
-    snaplen = args.snaplen or sources.FULL_FRAME
-    with port.recv(256, wait_s) as batch:
-        columns = zip(batch, batch.timestamps.tolist(), batch.outgoing.tolist(), batch.wire_lengths.tolist(), strict=True)
-        for frame, ts_ns, outgoing, wire_len in columns:
-            if wanted not in (None, outgoing) or (program and not pcap_filter.matches(program, frame, wire_len)):
-                outcome.received -= 1
-            else:
-                yield describer.line(bytes(frame[:snaplen]), ts_ns, where, outgoing, wire_len) + "\n"
+def _capture(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome: Outcome, write: int) -> None:
+    with open(write, "wb", buffering=0):
+        capture_file.run(args, ports, stop, outcome, write)
+
+
+def _print(pipe: int, describer: Describer, out: TextIO) -> None:
+    reader = open_reader(pipe)
+    names: list[str] = []
+    with contextlib.ExitStack() as undo:
+        region = undo.enter_context(Region.create(f"{os.getpid()}-text", rings=1))
+        port = undo.enter_context(Port("text", region, reader, None, slots=DEFAULT_SLOTS, directions="rx"))
+        while not port.ended:
+            with port.recv(256, WAIT_S) as batch:
+                names = names or [block["name"] for block in reader.interfaces]
+                out.writelines(_lines(batch, describer, names))
+            out.flush()
+
+
+def _lines(batch: Batch, describer: Describer, names: Sequence[str]) -> Iterator[str]:
+    interfaces = batch._column(_shm.COL_PORT, "u2")
+    columns = (batch.timestamps, interfaces, batch.outgoing, batch.wire_lengths)
+    for frame, ts_ns, interface, outgoing, wire_len in zip(batch, *(column.tolist() for column in columns), strict=True):
+        yield describer.line(bytes(frame), ts_ns, names[interface], outgoing, wire_len) + "\n"
