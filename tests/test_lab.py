@@ -122,7 +122,7 @@ def test_a_killed_lab_takes_its_children_along_and_the_next_one_sweeps_its_names
 @pytest.mark.needs("unshare")
 def test_it_works_in_a_user_namespace():
     if not lab.can_unshare():
-        pytest.skip("tool: user namespaces are not allowed here")
+        pytest.skip("root: user namespaces are not allowed here")
     script = f"""
 import sys
 sys.path = {sys.path}

@@ -234,7 +234,7 @@ def test_to_follow_leaves_no_gap(net, ends):
 @pytest.mark.needs("unshare")
 def test_it_works_in_a_user_namespace():
     if not lab.can_unshare():
-        pytest.skip("tool: user namespaces are not allowed here")
+        pytest.skip("root: user namespaces are not allowed here")
     tests = [test_the_host_hears_before_and_after_but_not_during, test_every_kind_of_frame_is_dropped_and_seen_by_packet_sockets]
     node = [f"{__file__}::{test.__name__}" for test in tests]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *node]

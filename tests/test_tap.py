@@ -777,6 +777,7 @@ def test_without_the_device_node_the_fix_is_said(lab, monkeypatch, device):
     assert why.code == "E_PERM" and device in str(why)
 
 
+@pytest.mark.needs("host_root")
 def test_without_the_right_the_fix_is_said(lab):
     netns = lab.namespace()
     script = (
