@@ -43,8 +43,8 @@
  *   anyone     OWNED -> FREE, word not mine     a double give
  *
  * The stack is ordinary memory of its process and holds nothing that the words do not say: free buffers of the home,
- * most recently given on top. When it is dry it is filled from the words, lowest first; whoever dies takes its stack
- * along and loses no buffer.
+ * most recently given on top. When it is dry it is filled from the words; whoever dies takes its stack along and loses
+ * no buffer.
  *
  * Killed at any instruction: every operation is one store to one word, before which the buffer is still the giver's and
  * after which it is the taker's. A reclaim that is itself killed is run again. */
@@ -64,7 +64,7 @@ enum pr_owner_state {
 #define PR_WORD_ALL (~0ull)
 
 #define PR_FIRST_BUF 2u    /* 0 and 1 belong to nobody */
-#define PR_POOL_REFILL 256 /* free buffers looked for at a time */
+#define PR_POOL_REFILL 256 /* free buffers looked for when the stack is dry */
 
 static inline uint64_t pr_word(enum pr_owner_state state, uint16_t owner, uint32_t gen, uint16_t aux)
 {
@@ -85,6 +85,7 @@ struct pr_pool {
     uint64_t as_free, as_owned; /* what my words say */
     uint32_t *stack;            /* room for home_size */
     uint32_t depth;             /* buffers in it */
+    uint32_t hand, high;        /* where to look next for free buffers, in [home, high) */
     uint64_t refused;           /* operations on a buffer whose word said otherwise */
 };
 
@@ -96,6 +97,7 @@ static inline void pr_pool_init(struct pr_pool *p, uint64_t *word, uint32_t n, u
     *p = (struct pr_pool){.word = word, .n = n, .home_size = home_size, .home = (uint32_t)(home < n ? home : n),
                           .home_end = (uint32_t)(end < n ? end : n), .as_free = pr_word(PR_FREE, owner, 0, 0),
                           .as_owned = pr_word(PR_OWNED, owner, gen, 0), .stack = stack};
+    p->hand = p->high = p->home;
 }
 
 static inline int pr_pool_is_home(const struct pr_pool *p, uint32_t b) { return b >= p->home && b < p->home_end; }
@@ -137,17 +139,28 @@ static inline void pr_pool_deal(struct pr_pool *p)
             pr_pool_store(p, b, p->as_free);
 }
 
-/* Start the stack anew from the words, the lowest on top. */
+/* Forget the stack and what was looked through. */
 static inline void pr_pool_rebuild(struct pr_pool *p)
 {
     p->depth = 0;
-    for (uint32_t b = p->home; b < p->home_end && p->depth < PR_POOL_REFILL; b++)
-        if (pr_pool_look(p, b) == p->as_free)
-            p->stack[p->depth++] = b;
-    for (uint32_t low = 0; low < p->depth / 2; low++) {
-        uint32_t b = p->stack[low];
-        p->stack[low] = p->stack[p->depth - 1 - low];
-        p->stack[p->depth - 1 - low] = b;
+    p->hand = p->high = p->home;
+}
+
+/* Fill a dry stack from the words. The hand goes round over the part of the home that is in use, [home, high), so that it
+ * meets buffers in the order in which they come back, and reads few words that others are just writing; that part grows
+ * when a round finds too little. It goes downwards because the stack turns the order round. */
+static inline void pr_pool_refill(struct pr_pool *p)
+{
+    for (uint32_t left = p->high - p->home;;) {
+        for (; left && p->depth < PR_POOL_REFILL; left--) {
+            p->hand = (p->hand == p->home ? p->high : p->hand) - 1;
+            if (pr_pool_look(p, p->hand) == p->as_free)
+                p->stack[p->depth++] = p->hand;
+        }
+        if (p->depth >= PR_POOL_REFILL / 2 || p->high == p->home_end)
+            return;
+        left = p->home_end - p->high < PR_POOL_REFILL ? p->home_end - p->high : PR_POOL_REFILL;
+        p->hand = p->high += left;
     }
 }
 
@@ -157,7 +170,7 @@ static inline uint32_t pr_pool_take(struct pr_pool *p, uint32_t *bufs, uint32_t 
     uint32_t got = 0;
     while (got < n) {
         if (!p->depth)
-            pr_pool_rebuild(p);
+            pr_pool_refill(p);
         if (!p->depth)
             break;
         uint32_t b = p->stack[--p->depth];
