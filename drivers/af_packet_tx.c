@@ -65,9 +65,18 @@ int pr_afp_tx(struct pr_device *dev, struct pr_ringh *h)
             taken += b.bad;
             continue;
         }
+        uint32_t slots = 0, bytes = 0, f = 0;
+        if (q->no_carrier) {
+            for (; f < b.n; f++)
+                slots += b.slots[f];
+            pr_count(h->row, PR_C_drop_down, b.n);
+            pr_tx_done(h, slots);
+            taken += slots;
+            q->dev.error = ENETDOWN; /* whoever is told looks at the link again: it may be back */
+            continue;
+        }
         int sent = sendmmsg(q->tx, q->mail->msg, b.n, MSG_DONTWAIT);
         pr_count(h->row, PR_C_syscalls, 1);
-        uint32_t slots = 0, bytes = 0, f = 0;
         for (; (int)f < sent; f++) {
             slots += b.slots[f];
             bytes += b.bytes[f];

@@ -56,7 +56,24 @@ static PyObject *queue_device(PyObject *self, void *unused)
     return pr_device_capsule(self, &((AfpQueue *)self)->q.dev);
 }
 
+static PyObject *get_carrier(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(!((AfpQueue *)self)->q.no_carrier);
+}
+
+static int set_carrier(PyObject *self, PyObject *value, void *unused)
+{
+    (void)unused;
+    int on = value ? PyObject_IsTrue(value) : 0;
+    if (on < 0)
+        return -1;
+    ((AfpQueue *)self)->q.no_carrier = !on;
+    return 0;
+}
+
 static PyGetSetDef queue_fields[] = {
+    {"carrier", get_carrier, set_carrier, "False: what is sent is dropped here, and counted", NULL},
     {"device", queue_device, NULL, "the capsule to bind a ring to", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -157,6 +157,8 @@ class Port:
         ring.sync()
         accepted = ring.put(frames)
         ring.sync()
+        if ring.device_error:
+            self._follow()
         return accepted
 
     def flush(self) -> None:
