@@ -17,7 +17,7 @@ from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
-from .link import LinkEvent, LinkFacts, facts
+from .link import LinkEvent, LinkFacts, facts, find
 from .taking import HostDrop
 
 ETH_P_ALL = 3
@@ -30,6 +30,7 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
 BLOCK_SIZE = 1 << 18  # holds the longest super-frame several times over
 RETIRE_MS = 2  # a block that is not full is handed over after this long: the latency of a quiet watching port
+CARRIER = {"up": True, "down": False, "no_carrier": False, "gone": False, "moved": False}  # by event, whether frames can leave
 FRAME_ROOM = 128  # what the kernel puts in front of a frame in a TPACKET_V2 ring, and a little
 COPIES = 32 << 20  # bytes of super-frames that may wait in the socket
 SNDBUF = 8 << 20
@@ -224,12 +225,26 @@ class AfPacket(Device):
 
     def follow(self, event: LinkEvent) -> None:
         """Keep up with what became of the interface."""
-        if event.kind == "renamed":
-            self.interface = event.name
-            if self._drop:
-                self._drop.follow(event.name)
-        elif event.kind == "back":
-            self._rebind()
+        if event.kind in CARRIER:
+            for queue in self.queues:
+                queue.core.carrier = CARRIER[event.kind]
+        try:
+            if event.kind == "renamed":
+                self.interface = event.name
+                if self._drop:
+                    self._drop.follow(event.name)
+            elif event.kind == "back":
+                self._rebind()
+        except (Error, OSError):
+            if self._is(event):
+                raise
+
+    def _is(self, event: LinkEvent) -> bool:
+        """Whether the interface is still what the event says; else it is gone again already, and the next event says so."""
+        try:
+            return find(event.name, self.netns).ifindex == event.ifindex
+        except Error:
+            return False
 
     def _rebind(self) -> None:
         """Bind again after the interface came back under its name: the old sockets, with all they hold, can be."""
