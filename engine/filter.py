@@ -6,15 +6,17 @@ looks for 0x8100 in the frame, not for the kernel's note beside it.
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 
 from pktring.shm.errors import Error
 
 ETHERNET = 1  # LINKTYPE_ETHERNET
-NETMASK_UNKNOWN = 0xFFFFFFFF
-MAX_TEXT = 4096  # libpcap's optimiser takes seconds over more, and the time grows with the cube
+NETMASK = 0  # as tcpdump has it: `ip broadcast` is then all ones or all zeros
+MAX_TEXT = 4096  # hundreds of terms already take libpcap's optimiser seconds, and the time grows with the cube
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+EMPTY_FILE = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, ETHERNET)  # pcap-savefile(5)
 INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 
 _compiler = threading.Lock()  # libpcap keeps the state of its parser in globals
@@ -38,7 +40,7 @@ def compile(expression: str, snaplen: int = 262144) -> bytes:
     if len(instructions) > MAX_INSTRUCTIONS:
         raise _bad(text, f"it becomes {len(instructions)} instructions, {MAX_INSTRUCTIONS} are the most")
     if any(_looks_outside(code, k) for code, _, _, k in instructions):
-        raise _bad(text, "it asks for something that is not in the frame")
+        raise _bad(text, "it reads before the frame begins")
     return b"".join(INSTRUCTION.pack(*each) for each in instructions)
 
 
@@ -46,14 +48,27 @@ def _compiled(text: str, snaplen: int) -> list[tuple[int, int, int, int]]:
     import pcapy
 
     with _compiler:
-        try:
-            return pcapy.compile(ETHERNET, snaplen, text, 1, NETMASK_UNKNOWN).get_bpf()
+        try:  # first as the filter of a file: pcapy.compile (2.1.0) reads its error text from memory that it has freed
+            _empty_file().setfilter(text)
         except pcapy.PcapError as e:
-            raise _bad(text, str(e).removeprefix("can't parse filter expression: ")) from None
+            reason = str(e).removeprefix("can't parse filter expression: ").removesuffix(" when reading savefiles")
+            raise _bad(text, reason) from None
+        return pcapy.compile(ETHERNET, snaplen, text, 1, NETMASK).get_bpf()
+
+
+def _empty_file():
+    import pcapy
+
+    fd = os.memfd_create("filter")
+    try:
+        os.write(fd, EMPTY_FILE)
+        return pcapy.open_offline(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def _looks_outside(code: int, k: int) -> bool:
-    """Find the kernel's ancillary loads, as `inbound` makes them: loads from a negative place (BPF_LD | BPF_ABS)."""
+    """Find loads from a negative place (BPF_LD | BPF_ABS): the kernel keeps its notes beside a frame there."""
     return code & 0xE7 == 0x20 and k > 0x7FFFFFFF
 
 

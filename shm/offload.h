@@ -118,7 +118,7 @@ static inline int pr_headers_find(struct pr_headers *h, const uint8_t *frame, si
 
 #define PR_CUT_HEADERS 256 /* Ethernet, tags, IP with options, TCP with options: 142 for IPv4 */
 
-/* A super-frame being cut. The pieces it was begun with must stay until the end. */
+/* A super-frame being cut. What it was begun with, the iovec array too, must stay until the end. */
 struct pr_cut {
     struct pr_cursor from; /* the next byte of payload */
     struct pr_headers h;

@@ -73,8 +73,8 @@ int cut(const uint8_t *frame, const uint32_t *pieces, size_t n, const struct pr_
 int cut_with_no_room(uint8_t *frame, size_t len, const struct pr_meta *meta, uint8_t *out, size_t room)
 {
     struct pr_cut c;
-    struct iovec to = {out, room}, small = {out, room - 1};
-    if (pr_cut_begin(&c, &(struct iovec){frame, len}, 1, meta) < 0 || pr_cut_next(&c, &to, 1) != room)
+    struct iovec from = {frame, len}, to = {out, room}, small = {out, room - 1};
+    if (pr_cut_begin(&c, &from, 1, meta) < 0 || pr_cut_next(&c, &to, 1) != room)
         return -1;
     return pr_cut_next(&c, &small, 1) == 0 && pr_cut_count(&c) == 1 && pr_cut_next(&c, &to, 1) == room;
 }
