@@ -214,7 +214,11 @@ class Command:
         self._process = subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_die_with_parent, text=True
         )
-        self._await_ready()
+        try:
+            self._await_ready()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _await_ready(self) -> None:
         assert self._process.stderr
@@ -237,9 +241,12 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
+        self._process.terminate()  # nothing, where it has ended already
+        try:
+            self._process.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
 
 def _die_with_parent() -> None:
