@@ -146,9 +146,9 @@ static inline void pr_pool_rebuild(struct pr_pool *p)
     p->hand = p->high = p->home;
 }
 
-/* Fill a dry stack from the words. The hand goes round over the part of the home that is in use, [home, high), so that it
- * meets buffers in the order in which they come back, and reads few words that others are just writing; that part grows
- * when a round finds too little. It goes downwards because the stack turns the order round. */
+/* Fill a dry stack from the words. The hand goes round over the part of the home that is in use, [home, high), so that
+ * it meets buffers in the order in which they come back, and reads few words that others are just writing; that part
+ * grows when a round finds too little. It goes downwards because the stack turns the order round. */
 static inline void pr_pool_refill(struct pr_pool *p)
 {
     for (uint32_t left = p->high - p->home;;) {

@@ -1,5 +1,7 @@
-/* Two threads meet again and again in the doorbell's two lines: one arms and looks, the other publishes and asks. Both missing
- * each other is a lost wake-up. Prints how often that happened in at most SECONDS; ends early at the first. */
+/* The doorbell's two lines on the CPUs that are here: one thread arms and looks, the other publishes and asks, over
+ * many bells one after the other. Both missing each other is a lost wake-up. Prints how often that happened in SECONDS
+ * at most; ends at the first. */
+#define _GNU_SOURCE /* CPU_SET */
 #include "doorbell.h"
 
 #include <pthread.h>
@@ -8,28 +10,48 @@
 #include <stdlib.h>
 #include <time.h>
 
+enum { BELLS = 512 };
+
 static struct {
     uint32_t need __attribute__((aligned(64)));
     uint32_t head __attribute__((aligned(64)));
-    uint32_t round __attribute__((aligned(64)));
-    uint32_t met __attribute__((aligned(64)));
-    uint32_t asked;
-} x;
+} bell[BELLS];
+static uint8_t seen[BELLS], asked[BELLS];
+static uint32_t round_of[2] __attribute__((aligned(64)));
 
-static void wait_for(const uint32_t *word, uint32_t value)
+static void pin(int nth)
 {
-    for (uint32_t spins = 0; __atomic_load_n(word, __ATOMIC_ACQUIRE) != value; spins++)
-        if (spins % 1000 == 999)
+    cpu_set_t allowed, one;
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    CPU_ZERO(&one);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &allowed) && nth-- == 0)
+            CPU_SET(cpu, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+}
+
+/* Both threads leave here together, or one a little later: where they meet among the bells drifts. */
+static void meet(int side, uint32_t round)
+{
+    __atomic_store_n(&round_of[side], round, __ATOMIC_RELEASE);
+    for (uint32_t spins = 0; __atomic_load_n(&round_of[!side], __ATOMIC_ACQUIRE) < round; spins++)
+        if (spins % 4096 == 4095)
             sched_yield();
+    if (side == (int)(round / 2 & 1))
+        for (uint32_t late = round * 7 % 1024; late; late--)
+            __asm__ volatile("");
 }
 
 static void *producer(void *unused)
 {
-    for (uint32_t round = 1;; round++) {
-        wait_for(&x.round, round);
-        __atomic_store_n(&x.head, round, __ATOMIC_RELEASE);
-        x.asked = (uint32_t)pr_doorbell_needed(&x.need);
-        __atomic_store_n(&x.met, round, __ATOMIC_RELEASE);
+    pin(1);
+    for (uint32_t round = 1;; round += 2) {
+        meet(1, round);
+        for (int i = 0; i < BELLS; i++) {
+            __atomic_store_n(&bell[i].head, 1, __ATOMIC_RELEASE);
+            asked[i] = (uint8_t)pr_doorbell_needed(&bell[i].need);
+        }
+        meet(1, round + 1);
     }
     return unused;
 }
@@ -37,20 +59,25 @@ static void *producer(void *unused)
 int main(int argc, char **argv)
 {
     pthread_t t;
-    uint32_t lost = 0, round = 0;
+    uint32_t lost = 0, round = 1;
     time_t end = time(NULL) + (argc > 1 ? atoi(argv[1]) : 1);
     if (pthread_create(&t, NULL, producer, NULL))
         return 2;
-    while (!lost && (++round % 1024 || time(NULL) < end)) {
-        __atomic_store_n(&x.round, round, __ATOMIC_RELEASE);
-        for (uint32_t spins = round % 64; spins; spins--) /* the moment at which the two meet drifts */
-            __asm__ volatile("");
-        pr_doorbell_arm(&x.need);
-        int seen = __atomic_load_n(&x.head, __ATOMIC_ACQUIRE) == round;
-        wait_for(&x.met, round);
-        lost += !seen && !x.asked;
-        pr_doorbell_disarm(&x.need);
+    pin(0);
+    for (; !lost && time(NULL) < end; round += 2) {
+        for (int i = 0; i < BELLS; i++) {
+            pr_doorbell_disarm(&bell[i].need);
+            __atomic_store_n(&bell[i].head, 0, __ATOMIC_RELAXED);
+        }
+        meet(0, round);
+        for (int i = 0; i < BELLS; i++) {
+            pr_doorbell_arm(&bell[i].need);
+            seen[i] = (uint8_t)__atomic_load_n(&bell[i].head, __ATOMIC_ACQUIRE);
+        }
+        meet(0, round + 1);
+        for (int i = 0; i < BELLS; i++)
+            lost += !seen[i] && !asked[i];
     }
-    printf("lost=%u rounds=%u\n", lost, round);
+    printf("lost=%u rounds=%u\n", lost, round / 2);
     return 0;
 }

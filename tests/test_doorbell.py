@@ -118,7 +118,8 @@ def litmus(seconds, headers=None):
     """How often both sides missed each other; ends at the first time."""
     flags = ["-pthread", *([f"-iquote{headers}"] if headers else [])]
     exe = ckernel.program(Path(__file__).with_name("litmus_doorbell.c").read_text(), flags=flags, sanitize=False)
-    said = subprocess.run([exe, str(seconds)], capture_output=True, text=True, check=True, timeout=60).stdout
+    env = {**os.environ, "LD_PRELOAD": ""}
+    said = subprocess.run([exe, str(seconds)], capture_output=True, text=True, check=True, timeout=60, env=env).stdout
     return int(said.split()[0].removeprefix("lost="))
 
 

@@ -628,7 +628,8 @@ def under_fire(victim, headers=None, seed=1):
     """Kill that end a thousand times. -> (exit status, the facts it prints)."""
     flags = [f"-iquote{headers}"] if headers else []
     exe = ckernel.program(Path(__file__).with_name("kill_pktqueue.c").read_text(), flags=flags, sanitize=False)
-    got = subprocess.run([exe, victim, "1000", str(seed)], capture_output=True, text=True, timeout=60)
+    env = {**os.environ, "LD_PRELOAD": ""}
+    got = subprocess.run([exe, victim, "1000", str(seed)], capture_output=True, text=True, timeout=60, env=env)
     return got.returncode, got.stdout
 
 
