@@ -82,7 +82,9 @@ static inline int pr_copy_cut(struct pr_ringh *to, uint32_t at, uint32_t left, c
     uint32_t room = pr_buf_room(to->rg), used = 0;
     uint32_t frame = (uint32_t)pr_cut_frame_max(&cut), per = (frame + room - 1) / room;
     *pieces = (uint32_t)pr_cut_count(&cut);
-    if ((uint64_t)*pieces * per > left)
+    if (per > PR_MAX_FRAGS || (uint64_t)*pieces * per > to->n - 1)
+        return -1; /* no ring of this size ever holds it */
+    if (*pieces * per > left)
         return 0;
     for (uint32_t p = 0; p < *pieces; p++) {
         struct iovec dst[PR_MAX_FRAGS];

@@ -98,17 +98,15 @@ class Region:
     @classmethod
     def attach(cls, name: str, *, generation: int | None = None) -> Region:
         """Map a region that another process made. Raises E_NO_REGION, E_ABI, E_NAME_SQUATTED, E_PERM, E_GENERATION."""
-        maps = {}
-        header: dict = {}
+        maps, heads = {}, {}
         for part in SEGMENTS:
-            maps[part], head = _join(name, part)
-            if generation is not None and head["generation"] != generation:
-                raise Error("E_GENERATION", f"{name}.{part} is of generation {head['generation']}, not {generation}: attach anew")
-            if header and head["generation"] != header["generation"]:
-                raise Error("E_GENERATION", f"the segments of {name} are of two generations: its maker is at work, try again")
-            header = header if part != "mem" else head
-            header = header or head
-        return cls(name, maps, False, header)
+            maps[part], heads[part] = _join(name, part)
+        found = {head["generation"] for head in heads.values()}
+        if len(found) > 1:
+            raise Error("E_GENERATION", f"the segments of {name} are of {len(found)} generations: its maker is at work, try again")
+        if generation is not None and found != {generation}:
+            raise Error("E_GENERATION", f"{name} is of generation {found.pop()}, not {generation}: attach anew")
+        return cls(name, maps, False, heads["mem"])
 
     # ---- rings ----
 

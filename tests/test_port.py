@@ -386,3 +386,23 @@ def _events(port, within=1.0):
     while not (events := port.events()) and time.monotonic() < deadline:
         time.sleep(0.005)
     return events
+
+
+def test_a_super_frame_of_more_pieces_than_the_ring_has_slots_is_dropped_by_name_and_stops_nothing(lab, wire, region):
+    import socket
+    import struct
+
+    from scapy.layers.inet import IP, TCP
+    from scapy.layers.l2 import Ether
+
+    a, b = wire
+    frame = bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src="02:00:00:00:00:01") / IP(dst="10.0.0.2") / TCP() / bytes(8000))
+    with opened(b, region, slots=16) as port:
+        with lab.inside(a.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
+            sock.bind((a.name, 0))
+            sock.send(struct.pack("=BBHHHH", 1, 1, 54, 64, 34, 16) + frame)  # 125 pieces of 64 bytes
+        lab.send(a, [numbered(1)])
+        assert [number(f) for f in gather(port, 1)] == [1]
+        assert port.stats()["drop_gso"] == 1
+        assert balanced(region)
