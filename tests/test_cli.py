@@ -3,10 +3,14 @@
 import argparse
 import errno
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from command import COMMAND, pktring, refused
@@ -14,6 +18,8 @@ from command import COMMAND, pktring, refused
 from pktring.shm.errors import Error
 from pktring.tools import cli
 from pktring.tools.main import VERBS
+
+TOP = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,22 @@ def test_the_version_is_told():
 )
 def test_a_wrong_flag_is_one_line(words, says):
     assert says in refused(pktring(*words), "E_USAGE", 2)
+
+
+def commands_of(text):
+    """Lines that are commands of ours, as words, without what the shell does with them."""
+    lines = [line.strip() for line in text.splitlines() if re.match(r" +pktring ", line)]
+    return [shlex.split(re.split(r"  +| \| ", line)[0])[1:] for line in lines]
+
+
+@pytest.mark.parametrize("page", ["README.md", "tools/README.md", *(f"tools/{verb}.py" for verb in VERBS)])
+def test_every_example_is_understood(page):
+    examples = commands_of((TOP / page).read_text())
+    assert examples
+    for verb, *words in examples:
+        parser = cli.Parser()
+        import_module(f"pktring.tools.{verb}").arguments(parser)
+        assert parser.parse_intermixed_args(words)
 
 
 @pytest.mark.parametrize("topic, word", [("ports", "promisc"), ("counters", "drop_tx_full"), ("verbs", "bridge")])

@@ -103,8 +103,7 @@ def run(args: argparse.Namespace, stop: cli.Stop) -> int:
         return _listed(args.json)
     args.program = sources.program(args)
     if args.d:
-        print("\n".join(_disassembled(args.program or EVERYTHING, args.d)))
-        return 0
+        return _disassembled(args.program or EVERYTHING, args)
     _check(args)
     outcome = Outcome()
     with sources.opened(args) as ports:
@@ -120,12 +119,17 @@ def run(args: argparse.Namespace, stop: cli.Stop) -> int:
     return 0
 
 
-def _disassembled(program: bytes, how: int) -> list[str]:
+def _disassembled(program: bytes, args: argparse.Namespace) -> int:
     from pktring.engine import filter as pcap_filter
 
-    if how == 2:
-        return [f"{{ 0x{code:x}, {jt}, {jf}, 0x{k:08x} }}," for code, jt, jf, k in pcap_filter.INSTRUCTION.iter_unpack(program)]
-    return pcap_filter.disassemble(program) if how == 1 else pcap_filter.decimal(program)
+    instructions = list(pcap_filter.INSTRUCTION.iter_unpack(program))
+    if args.json:
+        cli.result({"instructions": instructions})
+    elif args.d == 2:
+        print("\n".join(f"{{ 0x{code:x}, {jt}, {jf}, 0x{k:08x} }}," for code, jt, jf, k in instructions))
+    else:
+        print("\n".join(pcap_filter.disassemble(program) if args.d == 1 else pcap_filter.decimal(program)))
+    return 0
 
 
 def _check(args: argparse.Namespace) -> None:

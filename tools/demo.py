@@ -182,11 +182,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _enter_own_namespace() -> None:
-    """As root a network namespace will do; anybody else gets a user namespace around it."""
-    try:
-        probes.unshare(user=os.geteuid() != 0)
-    except OSError as error:
-        raise Error("E_PERM", f"no network namespace of our own: {error.strerror}: run as root, or see `pktring doctor`") from None
+    """Root needs no more than a network namespace; anybody else gets a user namespace around it."""
+    for user in (False, True):
+        try:
+            return probes.unshare(user=user)
+        except OSError as error:
+            why = error.strerror
+    raise Error("E_PERM", f"no network namespace of our own: {why}: run as root, or see `pktring doctor`")
 
 
 def _unshare_net() -> None:

@@ -20,9 +20,9 @@ ARPHRD_LOOPBACK = 772
 def opened(args: argparse.Namespace) -> Iterator[list[Port]]:
     """Open every port to receive, watching."""
     names = [f"pcap:{args.read}"] if args.read else args.ports
-    keys = {"promisc": 0} if args.modest and not args.read else {}
+    promisc = 0 if args.modest and not args.read else None
     with contextlib.ExitStack() as ports:
-        yield [ports.enter_context(pktring.open(name, directions="rx", **keys)) for name in names]
+        yield [ports.enter_context(pktring.open(name, directions="rx", promisc=promisc)) for name in names]
 
 
 def filter_text(args: argparse.Namespace) -> str:

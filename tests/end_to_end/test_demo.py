@@ -91,6 +91,16 @@ def test_it_works_as_root_of_a_user_namespace(tmp_path):
     assert demo.leaves_nothing()
 
 
+@pytest.mark.needs("setpriv")
+@pytest.mark.skipif(not can_unshare(), reason="root: no user namespaces")
+def test_an_ordinary_user_gets_a_user_namespace(tmp_path):
+    demo = Demo(tmp_path, "--duration", "500ms", prefix=["setpriv", "--bounding-set", "-all,+setfcap", "--inh-caps", "-all"])
+    status, out, err = demo.end()
+    assert status == 0, err
+    understood(out, tmp_path)
+    assert demo.leaves_nothing()
+
+
 @pytest.mark.parametrize("after_s", [0.1, 0.4, 0.8, 1.2, 2.0])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_at_any_time_it_leaves_nothing(tmp_path, number, after_s):
