@@ -6,6 +6,7 @@ of the host's stack (`taking.py` drops behind us). The sockets are set up here, 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -26,7 +27,7 @@ PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_VERSION = 1, 5
 PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
 PACKET_MR_PROMISC, TPACKET_V2, TPACKET_V3 = 1, 1, 2
 PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_DEFRAG = 0, 0x8000
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 27, 32, 33
 
 BLOCK_SIZE = 1 << 18  # holds the longest super-frame several times over
 RETIRE_MS = 2  # a block that is not full is handed over after this long: the latency of a quiet watching port
@@ -51,6 +52,7 @@ class Queue:
     tx_fd: int
     core: _drivers.AfPacketQueue
     sockets: list[socket.socket]
+    piece: int  # bytes of a block or frame of the receive ring
 
 
 class AfPacket(Device):
@@ -101,14 +103,13 @@ class AfPacket(Device):
             raise
 
     def _queue(self) -> Queue:
-        rx = self._socket()
-        tx = self._socket()
+        rx, piece, map_ = self._receiver()
         try:
-            piece, map_ = self._ring(rx)
-            if self.take:
-                self._try(rx, PACKET_IGNORE_OUTGOING, 1)
-            self._listen_to_all(rx)
-            self._bind(rx, ETH_P_ALL)
+            tx = self._socket()
+        except BaseException:
+            rx.close()
+            raise
+        try:
             self._set(tx, SO_SNDBUFFORCE, SNDBUF, fallback=socket.SO_SNDBUF)
             vnet = self._try(tx, PACKET_VNET_HDR, 1)
             if self.bypass:
@@ -119,7 +120,22 @@ class AfPacket(Device):
             tx.close()
             raise
         core = _drivers.AfPacketQueue(rx.fileno(), tx.fileno(), self.port, vnet, map_, piece, self.mode == "blocks")
-        return Queue(core.device, rx.fileno(), tx.fileno(), core, [rx, tx])
+        return Queue(core.device, rx.fileno(), tx.fileno(), core, [rx, tx], piece)
+
+    def _receiver(self, piece: int = 0) -> tuple[socket.socket, int, mmap.mmap]:
+        rx = self._socket()
+        try:
+            piece, map_ = self._ring(rx, piece)
+            if self.take:
+                self._try(rx, PACKET_IGNORE_OUTGOING, 1)
+            self._listen_to_all(rx)
+            if self.n_queues > 1:
+                _deafen(rx)
+            self._bind(rx, ETH_P_ALL)
+        except BaseException:
+            rx.close()
+            raise
+        return rx, piece, map_
 
     def _socket(self) -> socket.socket:
         try:
@@ -132,7 +148,7 @@ class AfPacket(Device):
         if self.promisc:
             rx.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8s", self.link.ifindex, PACKET_MR_PROMISC, 0, b""))
 
-    def _ring(self, rx: socket.socket) -> tuple[int, mmap.mmap]:
+    def _ring(self, rx: socket.socket, piece: int) -> tuple[int, mmap.mmap]:
         """The receive ring, with a virtio-net header in front of each frame (to be asked for before the ring exists)."""
         blocks = self.mode == "blocks"
         rx.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3 if blocks else TPACKET_V2)
@@ -143,7 +159,7 @@ class AfPacket(Device):
         else:
             rx.setsockopt(SOL_PACKET, PACKET_COPY_THRESH, 1)
             self._set(rx, SO_RCVBUFFORCE, COPIES, fallback=socket.SO_RCVBUF)
-            piece = max(2048, 1 << min(self.link.mtu + FRAME_ROOM, 1 << 14).bit_length())
+            piece = piece or max(2048, 1 << min(self.link.mtu + FRAME_ROOM, 1 << 14).bit_length())
             block = max(piece, mmap.PAGESIZE)
             request = struct.pack("4I", block, self.buffer // block, piece, self.buffer // piece)
         try:
@@ -169,12 +185,15 @@ class AfPacket(Device):
             try:
                 for queue in self.queues:
                     queue.sockets[0].setsockopt(SOL_PACKET, PACKET_FANOUT, struct.pack("I", word))
-                return
+                break
             except OSError as why:
                 if why.errno != errno.EINVAL or queue is not self.queues[0]:
                     raise Error("E_FANOUT", f"{self.interface}: {why.strerror}: ask for one queue") from None
                 group = (group + 1) & 0xFFFF  # somebody else's group, of another kind
-        raise Error("E_FANOUT", f"{self.interface}: no fanout group is free: ask for one queue")
+        else:
+            raise Error("E_FANOUT", f"{self.interface}: no fanout group is free: ask for one queue")
+        for queue in self.queues:
+            queue.sockets[0].setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
     @staticmethod
     def _try(sock: socket.socket, option: int, value: int) -> bool:
@@ -247,16 +266,30 @@ class AfPacket(Device):
             return False
 
     def _rebind(self) -> None:
-        """Bind again after the interface came back under its name: the old sockets, with all they hold, can be."""
+        """Bind again after the interface came back under its name: the old sockets, with all they hold, can be.
+
+        But not to receive once they were in a fanout group, which only their end would take them out of.
+        """
         self.link = facts(self.interface, self.netns)
         with netns.entered(self.netns):
             for queue in self.queues:
                 rx, tx = queue.sockets
-                self._bind(rx, ETH_P_ALL)
                 self._bind(tx, 0)
-                self._listen_to_all(rx)
+                if self.n_queues > 1:
+                    self._replace(queue)
+                else:
+                    self._bind(rx, ETH_P_ALL)
+                    self._listen_to_all(rx)
+        if self.n_queues > 1:
+            self._fan_out()
         if self._drop:
             self._drop.follow(self.interface)
+
+    def _replace(self, queue: Queue) -> None:
+        new, _, map_ = self._receiver(queue.piece)
+        with new:
+            os.dup2(new.fileno(), queue.rx_fd, inheritable=False)
+        queue.core.renew(map_)
 
     def close(self) -> None:
         """Give everything back, and the host its traffic."""
@@ -267,6 +300,12 @@ class AfPacket(Device):
             for sock in queue.sockets:
                 sock.close()
         self.queues = []
+
+
+def _deafen(rx: socket.socket) -> None:
+    """Let nothing through for now: before they are a fanout group, each of several sockets would receive every frame."""
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET 0
+    rx.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(nothing)))
 
 
 def _mib(text: str) -> int:

@@ -50,6 +50,24 @@ static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
     return 0;
 }
 
+/* renew(map): the sockets' descriptors are those of others now, with a ring of the same shape. */
+static PyObject *queue_renew(PyObject *self, PyObject *map)
+{
+    AfpQueue *o = (AfpQueue *)self;
+    Py_buffer now;
+    if (PyObject_GetBuffer(map, &now, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (!o->q.mail || now.len != o->map.len) {
+        PyBuffer_Release(&now);
+        return PyErr_Format(PyExc_ValueError, "receive ring");
+    }
+    PyBuffer_Release(&o->map);
+    o->map = now;
+    o->q.map = now.buf;
+    o->q.at = o->q.in_block = o->q.next_offset = o->q.held = 0;
+    Py_RETURN_NONE;
+}
+
 static PyObject *queue_device(PyObject *self, void *unused)
 {
     (void)unused;
@@ -78,6 +96,11 @@ static PyGetSetDef queue_fields[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyMethodDef queue_methods[] = {
+    {"renew", queue_renew, METH_O, "renew(map): go on with other sockets behind the same descriptors"},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyTypeObject queue_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.drivers._drivers.AfPacketQueue",
     .tp_basicsize = sizeof(AfpQueue),
@@ -86,6 +109,7 @@ static PyTypeObject queue_type = {
     .tp_new = PyType_GenericNew,
     .tp_init = queue_init,
     .tp_dealloc = queue_dealloc,
+    .tp_methods = queue_methods,
     .tp_getset = queue_fields,
 };
 
