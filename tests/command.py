@@ -1,7 +1,6 @@
 """The `pktring` command as a user runs it: a process, its exit status, and what it leaves behind."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -23,12 +22,18 @@ def pktring(*words, lab=None, netns=None, timeout_s=60, prefix=(), **how):
 def started(lab, netns, *words, ready="pktring: ", **how):
     """Start it in a namespace, return when it said on stderr that it is ready. -> Popen, with stderr still to be read."""
     child = lab.start(netns, [*COMMAND, *map(str, words)], **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how)
-    said = []
-    while not (said and said[-1].startswith(ready)):
-        said.append(child.stderr.readline())
-        assert said[-1], f"{words} ended: {''.join(said)}"
-    child.said = "".join(said)
+    child.said = ""
+    hear(child, ready)
     return child
+
+
+def hear(child, text):
+    """Read its stderr as far as a line with this text; an end before that fails (silence is the test's own timeout)."""
+    while line := child.stderr.readline():
+        child.said += line
+        if text in line:
+            return line
+    raise AssertionError(f"it ended without {text!r}: {child.said}")
 
 
 def ended(child, number=signal.SIGINT, timeout_s=20):
@@ -54,7 +59,7 @@ def answer(got):
     return json.loads(got.stdout)
 
 
-def left(pid=None):
+def left():
     """Shared memory of ours that is there now."""
     return {p.name for p in Path("/dev/shm").glob("pktring.*")}
 
@@ -67,7 +72,3 @@ def eventually(what, timeout_s=5.0):
         time.sleep(0.02)
     return value
 
-
-def quiet_env(**more):
-    """The environment with unbuffered output."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", **more}

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from command import COMMAND, answer, ended, left, pktring, refused, started
+from command import COMMAND, answer, ended, hear, left, pktring, refused, started
 from frames import number, numbered
 from lab import End, Lab
 
@@ -165,11 +165,9 @@ def test_an_end_that_was_deleted_joins_again_when_it_is_back(net):
     child = net.started("--json")
     assert crossing(net, child, [numbered(1)]) == ([numbered(1)], [])
     net.lab.delete(net.middle, "right")
-    while "E_PORT_GONE" not in child.stderr.readline():
-        pass
+    hear(child, "E_PORT_GONE if=right")
     net.lab.veth(net.right, net.b)
-    while "I_PORT_UP" not in child.stderr.readline():
-        pass
+    hear(child, "I_PORT_UP if=right")
     time.sleep(0.2)
     assert crossing(net, child, [numbered(2)], [numbered(3)]) == ([numbered(2)], [numbered(3)])
     assert ended(child)[0] == 0
@@ -178,7 +176,7 @@ def test_an_end_that_was_deleted_joins_again_when_it_is_back(net):
 def test_sigusr1_tells_the_rates(net):
     child = net.started()
     child.send_signal(signal.SIGUSR1)
-    line = next(line for line in child.stderr if "A>B" in line)
+    line = hear(child, "A>B")
     assert re.fullmatch(r"pktring: A>B 0 frames/s 0 bit/s dropped 0   B>A 0 frames/s 0 bit/s dropped 0\n", line)
     assert ended(child)[0] == 0
 

@@ -1,6 +1,5 @@
 """`pktring capture` over real veths: every flag, what the files hold, and what is said when it cannot be."""
 
-import itertools
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from command import COMMAND, answer, ended, left, pktring, refused, started
+from command import COMMAND, answer, ended, hear, left, pktring, refused, started
 from frames import number, numbered, tagged
 from lab import End, Lab
 from pcapng import FileScanner
@@ -417,9 +416,11 @@ def test_r_filters_a_file_into_another_and_keeps_what_it_knows(lab, wire, tmp_pa
 @pytest.mark.needs("tcpdump")
 def test_r_reads_what_tcpdump_wrote(lab, wire, tmp_path):
     a, b = wire
-    other = lab.start(b.netns, ["tcpdump", "-i", "vb", "-U", "-w", tmp_path / "t.pcap", "-c", "5"], stderr=subprocess.PIPE)
-    while "listening" not in other.stderr.readline():
-        pass
+    # -Z root: in a user namespace there is nobody else to become.
+    argv = ["tcpdump", "-Z", "root", "-i", "vb", "-U", "-w", tmp_path / "t.pcap", "-c", "5"]
+    other = lab.start(b.netns, argv, stderr=subprocess.PIPE)
+    other.said = ""
+    hear(other, "listening")
     lab.send(a, [numbered(i) for i in range(5)])
     other.wait(10)
     got = pktring("capture", "-r", tmp_path / "t.pcap", "-w", tmp_path / "y", "--json")
@@ -463,12 +464,10 @@ def test_an_interface_that_comes_back_is_captured_again(lab, wire, tmp_path):
     lab.send(a, [numbered(1)])
     time.sleep(0.2)
     lab.delete(b.netns, "vb")
-    said = itertools.takewhile(lambda line: "E_PORT_GONE" not in line, iter(child.stderr.readline, ""))
-    assert "W_PORT_DOWN if=vb" in "".join(said)
+    hear(child, "W_PORT_DOWN if=vb")
+    hear(child, "E_PORT_GONE if=vb")
     lab.veth(a, b)
-    deadline = time.monotonic() + 10
-    while (line := child.stderr.readline()) and "I_PORT_UP" not in line:
-        assert time.monotonic() < deadline
+    hear(child, "I_PORT_UP if=vb")
     time.sleep(0.2)
     lab.send(a, [numbered(2)])
     assert ended(child)[0] == 0
@@ -547,7 +546,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(lab, wire, tmp_path):
 def test_without_the_privilege_it_says_which(lab, wire):
     prefix = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
     line = refused(pktring("capture", "-i", "vb", lab=lab, netns=wire[1].netns, prefix=prefix), "E_PERM", 1)
-    assert "CAP_NET_RAW" in line and left() == left()
+    assert "CAP_NET_RAW" in line
 
 
 def test_an_unreadable_folder_is_one_line(lab, wire, tmp_path):
