@@ -52,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("-e", action="store_true", help="show MAC addresses")
     add("-q", action="store_true", help="shorter lines; no progress")
     add("-U", "-l", action="store_true", help="nothing is held back: so it always is")
+    add("--yes", action="store_true", help="with ?take=1: take a port even if this host is reached through it")
     add("-D", "--list-interfaces", action="store_true", help="list interfaces, and end")
     add("-d", action="count", default=0, help="print the compiled filter, and end (-dd as C, -ddd as numbers)")
     cli.common(parser)

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome
         with recording:
             sources.announce(args, ports)
             paths = [Path(port, recording.port, filter=args.program, direction=sources.direction(args, port)) for port in ports]
-            _record(Forwarder(paths, limit=args.count), recording, stop, args)
+            progress = cli.Progress(stop, quiet=args.q or pipe is not None)
+            _record(Forwarder(paths, limit=args.count), recording, stop, args.duration, progress)
             recording.flush()
             for port in ports:
                 port.device.check()
@@ -45,10 +46,9 @@ def run(args: argparse.Namespace, ports: Sequence[Port], stop: cli.Stop, outcome
     after.wait()
 
 
-def _record(forwarder: Forwarder, recording: Recording, stop: cli.Stop, args: argparse.Namespace) -> None:
-    progress = cli.Progress(stop, quiet=args.q)
+def _record(forwarder: Forwarder, recording: Recording, stop: cli.Stop, duration: float | None, progress: cli.Progress) -> None:
     ended = False
-    for span in stop.slices(args.duration):
+    for span in stop.slices(duration):
         why = forwarder.run(span)
         drops = recording.tell_drops()
         if why == "event":

@@ -22,7 +22,7 @@ def opened(args: argparse.Namespace) -> Iterator[list[Port]]:
     names = [f"pcap:{args.read}"] if args.read else args.ports
     promisc = 0 if args.modest and not args.read else None
     with contextlib.ExitStack() as ports:
-        yield [ports.enter_context(pktring.open(name, directions="rx", promisc=promisc)) for name in names]
+        yield [ports.enter_context(pktring.open(name, directions="rx", promisc=promisc, yes=args.yes)) for name in names]
 
 
 def filter_text(args: argparse.Namespace) -> str:

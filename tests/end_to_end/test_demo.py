@@ -101,14 +101,15 @@ def test_an_ordinary_user_gets_a_user_namespace(tmp_path):
     assert demo.leaves_nothing()
 
 
-@pytest.mark.parametrize("after_s", [0.1, 0.4, 0.8, 1.2, 2.0])
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.7, 1.5])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_at_any_time_it_leaves_nothing(tmp_path, number, after_s):
     demo = Demo(tmp_path, "--duration", "30")
+    said = demo.process.stderr.readline()
     time.sleep(after_s)
     os.killpg(demo.process.pid, number)  # as a terminal does
     status, _, err = demo.end(20)
-    assert status in (0, 130, -number) and "Traceback" not in err, err
+    assert status in (0, 130) and "Traceback" not in said + err, err
     assert demo.leaves_nothing()
 
 
