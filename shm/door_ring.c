@@ -192,25 +192,36 @@ static PyObject *ring_gather(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* The frame that starts at a slot, as pieces. Its slots, 0 with an exception when there is none. */
+static uint32_t frame_at(const struct pr_ringh *h, unsigned long i, struct iovec *iov)
+{
+    uint32_t slots = i < h->n ? pr_frame_slots(h, (uint32_t)i, pr_prev(h, h->ring->head)) : 0;
+    if (slots && pr_frame_pieces(h, (uint32_t)i, slots, iov))
+        return slots;
+    PyErr_Format(PyExc_IndexError, "no frame at slot %lu", i);
+    return 0;
+}
+
+static void join(char *to, const struct iovec *iov, uint32_t pieces)
+{
+    for (uint32_t k = 0; k < pieces; to += iov[k].iov_len, k++)
+        memcpy(to, iov[k].iov_base, iov[k].iov_len);
+}
+
 /* frame(start) -> (offset in the region, length) when it lies in one buffer, else its bytes. */
 static PyObject *ring_frame(PyObject *self, PyObject *start)
 {
     struct pr_ringh *h = &((PrRing *)self)->h;
     unsigned long i = PyLong_AsUnsignedLong(start);
-    if (PyErr_Occurred())
-        return NULL;
     struct iovec iov[PR_MAX_FRAGS];
-    uint32_t slots = i < h->n ? pr_frame_slots(h, (uint32_t)i, pr_prev(h, h->ring->head)) : 0;
-    if (!slots || !pr_frame_pieces(h, (uint32_t)i, slots, iov))
-        return PyErr_Format(PyExc_IndexError, "no frame at slot %lu", i);
+    uint32_t slots = PyErr_Occurred() ? 0 : frame_at(h, i, iov);
+    if (!slots)
+        return NULL;
     if (slots == 1)
         return Py_BuildValue("(nn)", (Py_ssize_t)((uint8_t *)iov->iov_base - h->rg->mem), (Py_ssize_t)iov->iov_len);
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, pr_frame_len(h, (uint32_t)i, slots));
-    if (bytes) {
-        char *p = PyBytes_AS_STRING(bytes);
-        for (uint32_t k = 0; k < slots; p += iov[k].iov_len, k++)
-            memcpy(p, iov[k].iov_base, iov[k].iov_len);
-    }
+    if (bytes)
+        join(PyBytes_AS_STRING(bytes), iov, slots);
     return bytes;
 }
 
@@ -219,37 +230,27 @@ static PyObject *ring_parts(PyObject *self, PyObject *start)
 {
     struct pr_ringh *h = &((PrRing *)self)->h;
     unsigned long i = PyLong_AsUnsignedLong(start);
-    if (PyErr_Occurred())
-        return NULL;
     struct iovec iov[PR_MAX_FRAGS];
-    uint32_t slots = i < h->n ? pr_frame_slots(h, (uint32_t)i, pr_prev(h, h->ring->head)) : 0;
-    if (!slots || !pr_frame_pieces(h, (uint32_t)i, slots, iov))
-        return PyErr_Format(PyExc_IndexError, "no frame at slot %lu", i);
+    uint32_t slots = PyErr_Occurred() ? 0 : frame_at(h, i, iov);
+    if (!slots)
+        return NULL;
     const struct pr_meta *m = pr_meta_of(h->rg, h->ring->slot[i].buf_idx);
-    PyObject *list = PyList_New(0);
     struct pr_cut cut;
     int whole = !(m->flags & PR_META_GSO) || pr_cut_begin(&cut, iov, slots, m) < 0;
-    size_t most = whole ? pr_frame_len(h, (uint32_t)i, slots) : pr_cut_frame_max(&cut);
-    for (;;) {
-        PyObject *part = list ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)most) : NULL;
-        if (!part)
-            return NULL;
-        size_t len = 0;
-        if (whole)
-            for (uint32_t k = 0; k < slots; len += iov[k].iov_len, k++)
-                memcpy(PyBytes_AS_STRING(part) + len, iov[k].iov_base, iov[k].iov_len);
-        else
+    size_t most = whole ? pr_frame_len(h, (uint32_t)i, slots) : pr_cut_frame_max(&cut), len = most;
+    size_t n = whole ? 1 : pr_cut_count(&cut);
+    PyObject *list = PyList_New(0);
+    for (size_t k = 0; list && k < n; k++) {
+        PyObject *part = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)most);
+        if (part && whole)
+            join(PyBytes_AS_STRING(part), iov, slots);
+        else if (part)
             len = pr_cut_next(&cut, &(struct iovec){PyBytes_AS_STRING(part), most}, 1);
-        if (len == 0) {
-            Py_DECREF(part);
-            return list;
-        }
-        if (_PyBytes_Resize(&part, (Py_ssize_t)len) < 0 || PyList_Append(list, part) < 0)
+        if (!part || _PyBytes_Resize(&part, (Py_ssize_t)len) < 0 || PyList_Append(list, part) < 0)
             Py_CLEAR(list);
         Py_XDECREF(part);
-        if (whole)
-            return list;
     }
+    return list;
 }
 
 /* forward(starts, n, to, mask or None) -> frames moved. mask: n bytes, 0 = not this one. What finds no room stays behind

@@ -406,3 +406,48 @@ def test_a_super_frame_of_more_pieces_than_the_ring_has_slots_is_dropped_by_name
         assert [number(f) for f in gather(port, 1)] == [1]
         assert port.stats()["drop_gso"] == 1
         assert balanced(region)
+
+
+def test_whole_super_frames_come_with_their_parts(lab, wire):
+    """`?gso=whole`: one frame in the ring stands for those that the wire sees; parts() gives them, and cutting gives the same."""
+    a, b = wire
+    sent = bytes(range(256)) * 200
+
+    def received(**keys):
+        import socket
+        import threading
+
+        with lab.inside(b.netns):
+            server = socket.create_server((b.host, 0))
+        with opened(b, **keys) as port:
+            with lab.inside(a.netns):
+                client = socket.socket()
+            reader = threading.Thread(target=lambda: server.accept()[0].makefile("rb").read())
+            reader.start()
+            client.connect((b.host, server.getsockname()[1]))
+            client.sendall(sent)
+            client.close()
+            reader.join(5)
+            frames = []
+            for batch in port.batches(timeout=0.2):
+                frames += [(bytes(batch[i]), batch.parts(i)) for i in range(len(batch)) if not batch.outgoing[i]]
+        server.close()
+        return frames
+
+    whole, cut = received(gso="whole"), received()
+    assert max(len(frame) for frame, _ in whole) > 1514 >= max(len(part) for _, parts in whole for part in parts)
+    assert all(parts == [frame] for frame, parts in cut)
+    for frames in (whole, cut):
+        assert b"".join(_payload(part) for _, parts in frames for part in parts) == sent
+
+
+def _payload(frame):
+    from scapy.layers.inet import IP, TCP
+    from scapy.layers.l2 import Ether
+
+    packet, again = Ether(frame), Ether(frame)
+    if IP not in packet:
+        return b""  # ARP
+    del again[IP].chksum, again[TCP].chksum
+    assert bytes(again) == frame, "its checksums are right"
+    return frame[14 + packet[IP].ihl * 4 + packet[TCP].dataofs * 4 : 14 + packet[IP].len]
