@@ -73,6 +73,7 @@ def test_root_finds_what_it_needs():
 def test_root_of_the_machine_may_load_xdp_programs():
     found = checks(pktring("doctor", "--json"))
     assert found["af_xdp_receive"]["ok"] and found["af_xdp_native"]["ok"] and found["tap"]["ok"]
+    assert found["user_namespaces"]["ok"] == can_unshare()
 
 
 @pytest.mark.needs("root", "setpriv")

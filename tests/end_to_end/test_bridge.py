@@ -95,6 +95,9 @@ def test_with_take_0_the_host_keeps_its_traffic(net):
     child = started(net.lab, net.middle, "bridge", "left?take=0", "right", ready="pktring: bridging left?take=0 (af_packet, watching)")
     assert heard(net)
     assert crossing(net, child, [numbered(1)]) == ([numbered(1)], [])
+    with net.lab.listening(net.b) as ear:  # what the bridge sends out of `left` is not seen there and sent back
+        net.lab.send(net.b, [numbered(2)])
+        assert not ear.take(1, 0.3)
     assert ended(child)[0] == 0
 
 

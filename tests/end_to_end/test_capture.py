@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -120,6 +121,21 @@ def test_a_signal_ends_it_cleanly(lab, wire, tmp_path, number):
     status, _, err = ended(child, number)
     assert status == 0 and "10 packets captured" in err
     assert len(File(tmp_path / "x.pcapng").statistics) == 1
+
+
+def test_a_frame_just_before_the_end_is_not_lost(lab, wire, tmp_path):
+    a, b = wire
+    child = started(lab, b.netns, "capture", "-i", "vb", "-w", tmp_path / "x.pcapng")
+    with lab.inside(a.netns):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.bind(("va", 0))
+    time.sleep(0.3)  # by now it sleeps, and the kernel keeps a lone frame for 2 ms before it wakes it
+    sock.send(numbered(1))
+    child.send_signal(signal.SIGINT)
+    child.wait(10)
+    sock.close()
+    assert ended(child)[0] == 0
+    assert File(tmp_path / "x.pcapng").frames == [numbered(1)]
 
 
 def test_duration_ends_it(lab, wire, tmp_path):
@@ -345,8 +361,6 @@ def test_a_file_is_read_from_a_pipe(lab, wire, tmp_path):
 
 
 def udp(lab, a, n=1):
-    import socket
-
     with lab.inside(a.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((a.host, 4000))
         for _ in range(n):
@@ -390,8 +404,6 @@ def test_text_goes_to_stderr_where_json_is_asked_for(lab, wire, tmp_path):
 
 
 def test_loopback_shows_a_frame_once(lab):
-    import socket
-
     here = lab.namespace("here")
     child = started(lab, here, "capture", "-i", "lo", "-n", "udp port 5353")
     with lab.inside(here), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
