@@ -5,5 +5,6 @@
 #include <Python.h>
 
 int pr_add_forward(PyObject *module);
+int pr_add_hashes(PyObject *module);
 
 #endif

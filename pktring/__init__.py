@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pktring.engine.batch import Batch
+    from pktring.engine.flow import flow_hash
+    from pktring.engine.jenkins import jenkins_hash32
     from pktring.engine.port import Port
+    from pktring.engine.rps import rps_hash
+    from pktring.engine.toeplitz import toeplitz
     from pktring.ports import open
     from pktring.shm.errors import Error
     from pktring.shm.pktqueue import PktQueue
@@ -27,8 +31,24 @@ _HOMES = {
     "Region": "pktring.shm.region",
     "PktQueue": "pktring.shm.pktqueue",
     "Error": "pktring.shm.errors",
+    "toeplitz": "pktring.engine.toeplitz",
+    "flow_hash": "pktring.engine.flow",
+    "rps_hash": "pktring.engine.rps",
+    "jenkins_hash32": "pktring.engine.jenkins",
 }
-__all__ = ["Batch", "Error", "PktQueue", "Port", "Region", "get_include", "open"]
+__all__ = [
+    "Batch",
+    "Error",
+    "PktQueue",
+    "Port",
+    "Region",
+    "flow_hash",
+    "get_include",
+    "jenkins_hash32",
+    "open",
+    "rps_hash",
+    "toeplitz",
+]
 
 
 def __getattr__(name: str) -> Any:
