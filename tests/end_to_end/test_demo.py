@@ -17,6 +17,22 @@ from lab import can_unshare, unshared
 pytestmark = pytest.mark.needs("root")
 
 
+@pytest.fixture
+def demo(tmp_path):
+    """Starts demos that capture below `tmp_path`; a failed test leaves no process of theirs either."""
+    begun = []
+
+    def begin(*words, prefix=()):
+        begun.append(Demo(tmp_path, *words, prefix=prefix))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        for pid, _ in one.marked():
+            os.kill(int(pid), signal.SIGTERM)
+        one.process.wait(20)
+
+
 class Demo:
     """A demo in a process of its own; it and all that it starts carry a mark in their environment."""
 
@@ -63,19 +79,19 @@ def understood(out, folder):
     return file
 
 
-def test_it_shows_a_transfer_and_ends(tmp_path):
-    demo = Demo(tmp_path, "--duration", "1")
-    status, out, err = demo.end()
+def test_it_shows_a_transfer_and_ends(demo, tmp_path):
+    one = demo("--duration", "1")
+    status, out, err = one.end()
     assert status == 0, err
     file = understood(out, tmp_path)
-    assert demo.leaves_nothing()
+    assert one.leaves_nothing()
     shown = subprocess.run([*COMMAND, "capture", "-r", file, "-c", "3"], capture_output=True, text=True, timeout=30)
     assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 3
 
 
-def test_json(tmp_path):
-    demo = Demo(tmp_path, "--duration", "500ms", "--json", "-w", str(tmp_path / "d.pcapng"))
-    status, out, err = demo.end()
+def test_json(demo, tmp_path):
+    one = demo("--duration", "500ms", "--json", "-w", str(tmp_path / "d.pcapng"))
+    status, out, err = one.end()
     found = json.loads(out)
     assert status == 0 and found["transfer"]["intact"] and found["file"] == str(tmp_path / "d.pcapng")
     assert found["bridge"]["a_to_b"]["bytes"] > found["transfer"]["bytes"] > 0
@@ -83,47 +99,47 @@ def test_json(tmp_path):
 
 
 @pytest.mark.skipif(not can_unshare(), reason="root: no user namespaces")
-def test_it_works_as_root_of_a_user_namespace(tmp_path):
-    demo = Demo(tmp_path, "--duration", "500ms", prefix=unshared([]))
-    status, out, err = demo.end()
+def test_it_works_as_root_of_a_user_namespace(demo, tmp_path):
+    one = demo("--duration", "500ms", prefix=unshared([]))
+    status, out, err = one.end()
     assert status == 0, err
     understood(out, tmp_path)
-    assert demo.leaves_nothing()
+    assert one.leaves_nothing()
 
 
 @pytest.mark.needs("setpriv")
 @pytest.mark.skipif(not can_unshare(), reason="root: no user namespaces")
-def test_an_ordinary_user_gets_a_user_namespace(tmp_path):
-    demo = Demo(tmp_path, "--duration", "500ms", prefix=["setpriv", "--bounding-set", "-all,+setfcap", "--inh-caps", "-all"])
-    status, out, err = demo.end()
+def test_an_ordinary_user_gets_a_user_namespace(demo, tmp_path):
+    one = demo("--duration", "500ms", prefix=["setpriv", "--bounding-set", "-all,+setfcap", "--inh-caps", "-all"])
+    status, out, err = one.end()
     assert status == 0, err
     understood(out, tmp_path)
-    assert demo.leaves_nothing()
+    assert one.leaves_nothing()
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.7, 1.5])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_at_any_time_it_leaves_nothing(tmp_path, number, after_s):
-    demo = Demo(tmp_path, "--duration", "30")
-    said = demo.process.stderr.readline()
+def test_interrupted_at_any_time_it_leaves_nothing(demo, tmp_path, number, after_s):
+    one = demo("--duration", "30")
+    said = one.process.stderr.readline()
     time.sleep(after_s)
-    os.killpg(demo.process.pid, number)  # as a terminal does
-    status, _, err = demo.end(20)
+    os.killpg(one.process.pid, number)  # as a terminal does
+    status, _, err = one.end(20)
     assert status in (0, 130) and "Traceback" not in said + err, err
-    assert demo.leaves_nothing()
+    assert one.leaves_nothing()
 
 
-def test_killed_it_takes_its_commands_along(tmp_path):
-    demo = Demo(tmp_path, "--duration", "30")
-    eventually(lambda: len(demo.marked()) == 3, 20)
-    eventually(lambda: "capturing" in demo.process.stderr.readline(), 20)
-    demo.process.kill()
-    demo.end()
-    assert demo.leaves_nothing()
+def test_killed_it_takes_its_commands_along(demo, tmp_path):
+    one = demo("--duration", "30")
+    eventually(lambda: len(one.marked()) == 3, 20)
+    eventually(lambda: "capturing" in one.process.stderr.readline(), 20)
+    one.process.kill()
+    one.end()
+    assert one.leaves_nothing()
 
 
-def test_where_a_command_cannot_start_it_says_so(tmp_path):
-    demo = Demo(tmp_path, "-w", str(tmp_path / "no/such/file"))
-    status, out, err = demo.end()
+def test_where_a_command_cannot_start_it_says_so(demo, tmp_path):
+    one = demo("-w", str(tmp_path / "no/such/file"))
+    status, out, err = one.end()
     assert (status, out) == (1, "") and err.splitlines()[-1].startswith("pktring: E_DEMO `pktring capture -i left")
-    assert demo.leaves_nothing()
+    assert one.leaves_nothing()
