@@ -2,14 +2,17 @@
  * twice, stuck, torn or seen twice. The method is in steps.h, the laws in world.h, the operations in on_*.h, wrong
  * operations that must be caught in misordered.h; README.md says what is claimed.
  *
- *   crashstep [--json] [--again N | --all] [--kills N] [NAME]     every operation whose name begins so
- *   crashstep [--json] --misordered [NAME]                        the wrong ones */
+ *   crashstep [--json] [--first] [--again N | --all] [--kills N] [NAME]   every operation whose name begins so
+ *   crashstep [--json] --misordered [NAME]                                the wrong ones
+ *
+ * --first ends with the first that is not clean; N are recoveries killed, and real kills, per case. */
 #define _GNU_SOURCE
 #include "misordered.h"
 #include "on_lane.h"
 #include "on_pktqueue.h"
 #include "on_pool.h"
 #include "on_ring.h"
+#include "steps.h"
 
 #include <time.h>
 #include <unistd.h>
@@ -17,7 +20,7 @@
 #define LEN(a) (sizeof(a) / sizeof *(a))
 
 static const struct scenario *the;
-static int json, misordered;
+static int json, misordered, first_only;
 static uint32_t again_states = 2, kill_samples = 3;
 
 static struct total {
@@ -173,7 +176,7 @@ static int run_all(const struct table *t, size_t n, const char *name)
     int all_good = 1;
     for (; n; t++, n--)
         for (size_t i = 0; i < t->n; i++)
-            if (!strncmp(t->s[i].name, name, strlen(name)))
+            if (!strncmp(t->s[i].name, name, strlen(name)) && (all_good || !first_only))
                 all_good &= run(&t->s[i]);
     return all_good;
 }
@@ -186,6 +189,8 @@ int main(int argc, char **argv)
             json = 1;
         else if (!strcmp(argv[i], "--misordered"))
             misordered = 1;
+        else if (!strcmp(argv[i], "--first"))
+            first_only = 1;
         else if (!strcmp(argv[i], "--all"))
             again_states = UINT32_MAX;
         else if (!strcmp(argv[i], "--again") && i + 1 < argc)

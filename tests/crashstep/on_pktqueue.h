@@ -150,6 +150,8 @@ static void queue_go_on(void)
     uint32_t sent = 0, got = 0, asked = now.q.cpus[0].flush_asked;
     uint64_t limit = now.q.q->limit;
     check_buffers();
+    if (asked && pr_pktq_flush_done(&now.q, 0, asked) && pr_pktq_depth(&now.q, 0))
+        bad(DUPLICATE, "%lu are in the queue after a flush was acknowledged", pr_pktq_depth(&now.q, 0));
     for (uint32_t round = 0; queue_receive(2) && round < PATIENCE; round++)
         ;
     if (!pr_pktq_flush_done(&now.q, 0, asked))

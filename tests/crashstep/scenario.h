@@ -2,7 +2,7 @@
 #ifndef SCENARIO_H
 #define SCENARIO_H
 
-#include "steps.h"
+#include "world.h"
 
 struct scenario {
     const char *name;

@@ -10,19 +10,12 @@
 #include "world.h"
 
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
 enum { BEFORE, INSIDE, BEHIND };
 static volatile int *phase; /* a page of its own: where the victim is, not part of the world */
-
-__attribute__((noreturn)) static void give_up(const char *what)
-{
-    perror(what);
-    exit(3);
-}
 
 static pid_t victim(void (*operation)(void))
 {

@@ -17,6 +17,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -78,6 +79,12 @@ static struct cast {
 } now;
 
 /* ---- the verdict ---- */
+
+__attribute__((noreturn)) static void give_up(const char *what)
+{
+    perror(what);
+    exit(3);
+}
 
 static unsigned verdict;
 static char first_words[200];
