@@ -1,8 +1,8 @@
 /* Two threads over one mapping, to be run under ThreadSanitizer, after tsan_lanes.c: the two sides of a receive ring
  * and of a transmit ring, whose slots, buffers and metadata are plain memory that only tail and head order; a row of a
- * pktqueue that is claimed and left in turn; a flush, after which the requester may touch what was queued; heirs, who go
- * on from what the dead left in a lane though nothing but its cursors orders them. Exit status 0 = every frame came, in
- * order. */
+ * pktqueue that is claimed and left in turn; a flush, after which the requester may touch what was queued; heirs, who
+ * go on from what the dead left in a lane though nothing but its cursors orders them. Exit status 0 = every frame came,
+ * in order. */
 #define _GNU_SOURCE
 #include "move.h"
 #include "pktqueue.h"
