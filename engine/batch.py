@@ -63,6 +63,11 @@ class Batch:
         return (self._column(_shm.COL_FLAGS, "u2") & 1).astype(bool)
 
     @property
+    def ports(self) -> np.ndarray:
+        """Number of the port each frame came in by (of a capture file: of its interface); numpy uint16 [n]."""
+        return self._column(_shm.COL_PORT, "u2")
+
+    @property
     def buffers(self) -> np.ndarray:
         """Index of the buffer in which each frame begins (netmap's buf_idx); numpy uint32 [n]."""
         return self._column(_shm.COL_BUFFER, "u4")

@@ -37,10 +37,13 @@ MOST_UNTOLD = 256  # link events kept for who never asks
 class Port:
     """Receive and send bursts of frames; a context manager. `fileno()` works with select, poll and asyncio."""
 
-    def __init__(self, name: str, region: Region, device: Device, watch: Watch | None, *, slots: int, directions: str = "rxtx"):
+    def __init__(
+        self, name: str, region: Region, device: Device, watch: Watch | None, *, slots: int, directions: str = "rxtx", why: str = ""
+    ):
         self.name = name
         self.region = region
         self.device = device
+        self.why = why  # this driver and no other
         self._watch = watch
         self._closed = False
         self._batch: Batch | None = None
@@ -191,7 +194,7 @@ class Port:
 
     def facts(self) -> dict:
         """What the port is: driver, mode, MTU, ... as `pktring stat` shows it."""
-        return self.device.facts()
+        return self.device.facts() | {"why": self.why}
 
     def warnings(self) -> list[str]:
         """What a user should know about this interface, one line each."""

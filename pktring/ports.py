@@ -57,13 +57,15 @@ def parse(text: str, find: Callable[[str, str | None], Any], **given: str) -> Po
     try:
         find(base, options.get("netns"))
     except Error as why:
-        if colon and (driver in DRIVERS or driver in LATER):
+        if colon and driver in DRIVERS:
             return PortName(driver, name, options, "asked for by name")
+        if colon and driver.startswith(LATER):
+            raise Error("E_DRIVER", f"{driver}: not in this version: there are {', '.join(DRIVERS)}") from None
         if colon and driver.isidentifier():
             near = difflib.get_close_matches(driver, DRIVERS, 1, 0.0)[0]
             raise Error("E_DRIVER", f"{driver}: no such driver: did you mean {near}:{name}?") from None
         raise why from None
-    return PortName("af_packet", base, options, f"{base} is an interface")
+    return PortName("af_packet", base, options, "an interface, and this version has no faster driver for those")
 
 
 def open(name: str, *, region: Region | None = None, directions: str = "rxtx", yes: bool = False, **keys: Any) -> Port:
@@ -77,8 +79,6 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
 
     port = parse(name, find, **{k: _text(v) for k, v in keys.items() if v is not None})
     options = port.options
-    if port.driver in LATER:
-        raise Error("E_DRIVER", f"{port.driver}: no such driver in this version: use {', '.join(DRIVERS)}")
     _check(options, port.driver)
     if directions == "rxtx" and not DRIVERS[port.driver].both_ways:
         directions = "rx"
@@ -88,7 +88,7 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
     try:
         device, watch = DRIVERS[port.driver].opener(port.name, options, home, directions, queues, yes)
         try:
-            opened = Port(name, home, device, watch, slots=slots, directions=directions)
+            opened = Port(name, home, device, watch, slots=slots, directions=directions, why=port.why)
         except BaseException:
             device.close()
             raise
@@ -190,8 +190,9 @@ def _check(options: dict[str, str], driver: str) -> None:
     known = [*COMMON, *_options_of(driver)]
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-            raise Error("E_OPTION", f"unknown key {key!r} for {driver}: did you mean {near!r}? (`pktring help ports` lists them)")
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise Error("E_OPTION", f"unknown key {key!r} for {driver}: {hint} (`pktring help ports`)")
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,10 @@
  *
  * Killed at any instruction: slots are filled before tail moves, so the app sees whole bursts or nothing; the ledger's
  * owner words do not change while a buffer is exchanged between rings of one owner, so pr_ring_deal over them restores
- * every ring of a dead owner with no buffer lost and none twice. */
+ * every ring of a dead owner with no buffer lost and none twice; what lay in them is lost with it, and counted.
+ * An heir that keeps a ring as it stands instead: RX, publish 0 slots (the dead one may have moved hwtail and not yet
+ * tail); TX, enter and pass over one burst (it may have been sent and not yet been done), counted as drop_crash.
+ * Slots are written field by field: a compiler may store a whole struct in pieces that name buffer 0 in between. */
 #ifndef PR_RING_H
 #define PR_RING_H
 

@@ -15,7 +15,6 @@ from typing import Any, TextIO
 from pktring.drivers.pcap import open_reader
 from pktring.engine.batch import Batch
 from pktring.engine.port import Port
-from pktring.shm import _shm
 from pktring.shm.region import DEFAULT_SLOTS, Region
 
 from . import capture_file, cli
@@ -110,7 +109,7 @@ def _print(pipe: int, describer: Describer, out: TextIO) -> None:
 
 
 def _lines(batch: Batch, describer: Describer, names: Sequence[str]) -> Iterator[str]:
-    interfaces = batch._column(_shm.COL_PORT, "u2")
+    interfaces = batch.ports
     columns = (batch.timestamps, interfaces, batch.outgoing, batch.wire_lengths)
     for frame, ts_ns, interface, outgoing, wire_len in zip(batch, *(column.tolist() for column in columns), strict=True):
         yield describer.line(bytes(frame), ts_ns, names[interface], outgoing, wire_len) + "\n"
