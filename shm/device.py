@@ -21,7 +21,7 @@ class Device:
 
     def facts(self) -> dict:
         """What it is and how it is served."""
-        raise NotImplementedError
+        return {}
 
     def warnings(self) -> list[str]:
         """What a user should know at start-up, one line each."""
