@@ -118,7 +118,7 @@ class Bridge:
         for span in stop.slices(duration):
             why = self._forwarder.run(span)
             if why == "event":
-                cli.tell_events((self._a, self._b))
+                cli.tell_events(self._forwarder.ports)
             for mirror in self._mirrors:
                 mirror.tend()
             if progress.due():
