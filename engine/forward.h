@@ -211,8 +211,8 @@ static inline int pr_loop_sleep(struct pr_loop *l, uint64_t until_ns)
             fd[n++] = (struct pollfd){.fd = to ? to->tx_fd : -1, .events = POLLOUT};
         if (!p->blocked && from && !(from->flags & PR_DEV_END)) {
             fd[n++] = (struct pollfd){.fd = from->rx_fd, .events = POLLIN};
-            if (from->rx_fd < 0)
-                ms = 0; /* a source without a descriptor is always worth a call */
+            if (from->rx_fd < 0 && ms > 1)
+                ms = 1; /* a source without a descriptor wakes nobody */
         }
     }
     int ready = poll(fd, n, (int)(ms > PR_SLEEP_MS ? PR_SLEEP_MS : ms));
