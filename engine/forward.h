@@ -108,15 +108,18 @@ static inline int pr_path_step(struct pr_path *p, uint32_t i, uint32_t slots, ui
         int zero_copy = from->rg->mem == to->rg->mem;
         if (pr_tx_room(to, *at) < slots)
             return 0;
-        pr_mirror(p, i, slots);
         if (zero_copy) {
+            pr_mirror(p, i, slots);
             used = pr_move_swap(from, i, slots, to, *at);
         } else {
             int n = pr_move_copy(from, i, slots, to, *at, &frames);
+            if (n == 0 && pr_tx_room(to, *at) < to->n - 1)
+                return 0;
+            pr_mirror(p, i, slots);
             used = n > 0 ? (uint32_t)n : 0;
-            pr_count(row, PR_C_copies, 1);
+            pr_count(row, PR_C_copies, used != 0);
         }
-        if (!used) { /* differing strides: what fits one ring may not fit the other */
+        if (!used) { /* differing strides: what fits one ring may not fit all of the other */
             pr_count(row, PR_C_drop_tx_full, 1);
             return 1;
         }

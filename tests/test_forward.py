@@ -308,6 +308,21 @@ def test_between_regions_frames_are_copied_and_counted_so(ports, file, tmp_path,
     assert written(f"pcap:{tmp_path}/out.pcapng") == frames
 
 
+def test_a_frame_that_needs_more_slots_elsewhere_waits_for_them_and_is_dropped_only_if_it_never_fits(ports, file, tmp_path, region):
+    frames = [numbered(i, 5000 if i == 20 else 1000) for i in range(40)]
+    with Region.create(f"test-forward-small-{os.getpid()}", rings=2, slots=64, stride=512) as other:
+        source, mirror = ports(file(frames), "rx"), ports(f"pcap:{tmp_path}/m.pcapng", "tx")
+        target = ports(f"pcap:{tmp_path}/out.pcapng", "tx", region=other, slots=16)
+        assert to_the_end(Forwarder([Path(source, target, mirrors=[mirror])])) == "end"
+        stats = source.stats()
+        assert (stats["forwarded"], stats["copies"], stats["drop_tx_full"], stats["mirrored"]) == (39, 39, 1, 40)
+        assert balanced(region) and balanced(other)
+        target.close()
+        mirror.close()
+    assert written(f"pcap:{tmp_path}/out.pcapng") == frames[:20] + frames[21:]
+    assert written(f"pcap:{tmp_path}/m.pcapng") == frames
+
+
 def test_a_slot_that_was_filled_wrongly_is_dropped_and_counted(ports, file, region):
     source, target = ports(file([numbered(i) for i in range(10)]), "rx"), ports("null:", "tx")
     ring = source.rx_rings[0]
