@@ -73,8 +73,12 @@ def run(args: argparse.Namespace, stop: cli.Stop) -> int:
             if row.missing:
                 cli.say(f"{job}: {row.peer_name} left out: {row.missing}")
                 continue
-            rows.append(compare(row, args.repeat, stop))
-            cli.say(line(rows[-1]))
+            compared = compare(row, args.repeat, stop)
+            if not compared["peer"]:
+                cli.say(f"{job}: {row.peer_name} left out: it is installed and did nothing here")
+                continue
+            rows.append(compared)
+            cli.say(line(compared))
     if args.json:
         cli.result({"machine": machine(), "rows": rows})
     else:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from . import bench_stage as stage
 from .bench import Figure, Row
 
-READY_S = 2.0
+READY_S = 2.5
 DRAIN_S = 0.3
 TESTPMD = "dpdk-testpmd"
 RING = "blocksz=1048576,framesz=2048,framecnt=4096,qpairs=1"  # testpmd's best settings on veth
@@ -58,9 +58,10 @@ def _ours(seconds: float) -> Figure:
 
 def _testpmd(seconds: float) -> Figure:
     devices = [word for i, name in enumerate(("f0", "f1")) for word in ("--vdev", f"net_af_packet{i},iface={name},{RING}")]
-    argv = [TESTPMD, "--in-memory", "--no-huge", "-m", "512", "--no-pci", "-l", "0,1", "--main-lcore", "0", *devices]
-    # It forwards on CPU 1; its main thread waits for input on the other.
-    child = stage.start([*argv, "--", "--forward-mode=io", "--nb-cores=1", "--disable-link-check", "--stats-period=60"], cpu=None)
+    # Without huge pages, which this machine may not have. It forwards on CPU 1; its main thread waits on the other.
+    argv = [TESTPMD, "--no-huge", "--no-shconf", "--no-telemetry", "-m", "1024", "--no-pci", "-l", "0,1", "--main-lcore", "0", *devices]
+    how = ["--forward-mode=io", "--nb-cores=1", "--total-num-mbufs=65536", "--disable-link-check", "--stats-period=60", "--no-mlockall"]
+    child = stage.start([*argv, "--", *how], cpu=None)
     return _while_running(child, seconds)
 
 

@@ -23,9 +23,9 @@ def rows(seconds: float) -> Iterator[Row]:
     """Hand-over with owner words beside the bare ring, and beside what Python programs use."""
     missing = None if shutil.which("cc") else "no C compiler for the measuring loop"
     for burst in BURSTS:
-        name = f"hand-over, zero-copy, bursts of {burst}"
-        yield Row("ring", "buffers/s", name, _c("owned", seconds, burst), "a bare SPSC ring", _c("bare", seconds, burst), missing)
-    name, ours = "hand-over, 64 bytes written and read", _c("touch", seconds, 32)
+        name = f"hand-over there and back, owner words kept, bursts of {burst}"
+        yield Row("ring", "buffers/s", name, _c("owned", seconds, burst), "a bare SPSC ring, one way", _c("bare", seconds, burst), missing)
+    name, ours = "hand-over there and back, 64 bytes written and read", _c("touch", seconds, 32)
     yield Row("ring", "buffers/s", name, ours, "multiprocessing.Pipe", lambda: _pipe(seconds), missing)
     yield Row("ring", "buffers/s", name, ours, "multiprocessing.SimpleQueue", lambda: _queue(seconds), missing)
 
