@@ -270,6 +270,48 @@ def test_an_idle_loop_costs_nothing(ports, lab):
     assert time.process_time() - before < 0.05
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("rx", ["frames", "blocks"])
+def test_bytes_calls_and_awakenings_are_counted(ports, lab, region, rx):
+    a, b = lab.pair(("va", "vb"))
+    c, d = lab.pair(("vc", "vd"))
+    source, target = ports("vb", "rx", netns=b.netns, take=1, rx=rx), ports("vc", "tx", netns=c.netns)
+    forwarder = Forwarder([Path(source, target)])
+    sizes = [60 + 7 * i for i in range(100)]
+    sender = threading.Timer(0.1, lab.send, (a, [numbered(i, size) for i, size in enumerate(sizes)]))
+    with lab.listening(d) as ear:
+        sender.start()
+        assert forwarder.run(0.5) == "time"
+        sender.join()
+        assert [len(frame) for frame in ear.take(100)] == sizes
+    assert source.stats()["rx_bytes"] == sum(sizes) == target.stats()["tx_bytes"]
+    assert source.stats()["wakeups"] >= 1, "it slept until they came"
+    assert 2 <= target.stats()["syscalls"] <= 100, "64 frames a call at the most, one at the least"
+    assert balanced(region)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("rx", ["frames", "blocks"])
+def test_partial_checksums_that_were_completed_are_counted(ports, lab, region, rx):
+    """The kernel leaves the checksum of what its own stack sends over a veth to nobody."""
+    from scapy.layers.inet import IP, UDP
+    from scapy.layers.l2 import Ether
+
+    a, b = lab.pair()
+    source = ports("vb", "rx", netns=b.netns, take=1, rx=rx)
+    with lab.inside(a.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for _ in range(10):
+            sock.sendto(b"to whom it may concern", ("10.0.0.255", 9))
+    with source.recv(timeout=2) as batch:
+        packets = [Ether(bytes(frame)) for frame in batch]
+    assert source.stats()["csum_completed"] == len(packets) > 0
+    for packet in packets:
+        told = packet[UDP].chksum
+        del packet[UDP].chksum
+        assert Ether(bytes(packet))[UDP].chksum == told and IP in packet
+
+
 # ---- rings, regions, super-frames ----
 
 
