@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 
@@ -11,13 +12,15 @@ import captures
 import pytest
 from conservation import balanced, unaccounted
 from frames import number, numbered
-from lab import End, Lab
+from lab import SOL_PACKET, End, Lab
 
 import pktring
 from pktring.drivers import null
 from pktring.engine import filter as pcap_filter
 from pktring.engine.forward import Forwarder, Path
 from pktring.shm.region import COUNTER_NAMES, Region
+
+PACKET_VNET_HDR = 15
 
 
 @pytest.fixture
@@ -434,6 +437,36 @@ def test_super_frames_are_forwarded_whole_and_cut_for_a_mirror_that_is_a_file(po
     begin = next(p[TCP].seq for p in packets if p[TCP].flags == "S")
     segments = {(p[TCP].seq - begin) % 2**32: bytes(p[TCP].payload) for p in packets if len(p) > 66}
     assert b"".join(segments[at] for at in sorted(segments)) == data
+
+
+def super_frame(payload, gso_size):
+    """TCP to 10.0.0.2 as the kernel's stack hands it to a device that segments, and the virtio-net header that says so."""
+    from scapy.layers.inet import IP, TCP
+    from scapy.layers.l2 import Ether
+
+    frame = bytes(
+        Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff") / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="PA", seq=1) / payload
+    )
+    return struct.pack("=BBHHHH", 1, 1, 54, gso_size, 34, 16) + frame
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("rx", ["frames", "blocks"])
+def test_super_frames_are_cut_for_a_target_that_does_not_carry_them_and_the_books_say_so(ports, lab, region, tmp_path, rx):
+    a, b = lab.pair()
+    source, target = ports("vb", "rx", netns=b.netns, take=1, rx=rx), ports(f"pcap:{tmp_path}/out.pcapng", "tx")
+    payload = os.urandom(9999)
+    with lab.inside(a.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.bind((a.name, 0))
+        for _ in range(3):
+            sock.send(super_frame(payload, 1000))
+    Forwarder([Path(source, target)]).run(0.3)
+    stats = source.stats()
+    assert (stats["rx_kernel"], stats["rx_supers"], stats["rx_pieces"], stats["rx_frames"]) == (3, 3, 30, 30)
+    assert stats["forwarded"] == 30 and balanced(region)
+    target.close()
+    assert b"".join(frame[54:] for frame in written(f"pcap:{tmp_path}/out.pcapng")) == payload * 3
 
 
 def test_books_that_do_not_balance_would_be_seen(ports, file, region):
