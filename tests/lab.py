@@ -285,6 +285,7 @@ def _killed(child: subprocess.Popen[str]) -> None:
 
 def _dies_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite that runs in the background has it ignored, and children inherit that
 
 
 def _roomy(sock: socket.socket) -> None:
