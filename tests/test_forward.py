@@ -469,6 +469,40 @@ def test_super_frames_are_cut_for_a_target_that_does_not_carry_them_and_the_book
     assert b"".join(frame[54:] for frame in written(f"pcap:{tmp_path}/out.pcapng")) == payload * 3
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("n", [100, 1400])
+def test_super_frames_wait_in_the_socket_and_what_it_has_no_room_for_is_counted(ports, lab, region, n):
+    """rx=frames: what is longer than a ring frame waits in the socket's buffer; the last of a burst may wait for slots, too."""
+    a, b = lab.pair()
+    source, target = ports("vb", "rx", netns=b.netns, take=1, rx="frames"), ports("null:", "tx")
+    wire = super_frame(os.urandom(60_000), 1400)
+    with lab.inside(a.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.bind((a.name, 0))
+        for _ in range(n):
+            sock.send(wire)
+    Forwarder([Path(source, target)]).run(1)
+    stats = source.stats()
+    assert (stats["drop_trunc"] > 0) == (n > 1000) and stats["rx_kernel"] == n == stats["rx_supers"] + stats["drop_trunc"]
+    assert stats["syscalls"] == stats["rx_supers"], "one call for each that came by the socket"
+    assert stats["forwarded"] == 43 * stats["rx_supers"] == target.stats()["tx_frames"] and balanced(region)
+
+
+@pytest.mark.needs("root")
+def test_a_slot_to_send_that_was_filled_wrongly_is_passed_over_and_counted(ports, lab, region):
+    a, b = lab.pair()
+    port = ports("va", netns=a.netns)
+    ring, ear = port.tx_rings[0], lab.listening(b)
+    ring.put([numbered(i) for i in range(5)])
+    buf, _, flags, _ = ring.slot(2)
+    ring.set_slot(2, buf, 60_000, flags)
+    ring.sync()
+    assert [number(frame) for frame in ear.take(4)] == [0, 1, 3, 4]
+    ring.count(COUNTER_NAMES.index("tx_queued"), 5 - port.stats()["tx_queued"])  # put beside the port
+    stats = port.stats()
+    assert (stats["tx_frames"], stats["drop_bad_slot"]) == (4, 1) and balanced(region)
+
+
 def test_books_that_do_not_balance_would_be_seen(ports, file, region):
     """The law itself: take a count away, and it fails."""
     source = ports(file([numbered(i) for i in range(10)]), "rx")
