@@ -111,7 +111,7 @@ struct pr_meta {
     uint16_t gso_size;
     uint16_t csum_start;
     uint16_t csum_offset;
-    uint16_t spare16;
+    uint16_t out;       /* number of the port it is to leave by, while it is on its way to another worker */
     uint8_t spare[32];
 };
 _Static_assert(sizeof(struct pr_meta) == 64, "one cache line a buffer");
