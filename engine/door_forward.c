@@ -70,7 +70,7 @@ static PyObject *loop_add_event(PyObject *self, PyObject *fd)
     long n = PyLong_AsLong(fd);
     if (PyErr_Occurred())
         return NULL;
-    if (o->loop.n_events == PR_MAX_EVENTS)
+    if (o->loop.n_events == PR_REST_EVENTS)
         return PyErr_Format(PyExc_ValueError, "too many event descriptors");
     o->loop.event[o->loop.n_events++] = (int)n;
     Py_RETURN_NONE;

@@ -9,23 +9,12 @@
 
 #include "filter.h"
 #include "move.h"
-
-#include <errno.h>
-#include <poll.h>
-#include <time.h>
+#include "rest.h"
 
 #define PR_MAX_MIRRORS 8
 #define PR_MAX_PATHS 64
-#define PR_MAX_EVENTS 32
-#define PR_SPIN_NS 50000         /* stay awake this long after the last frame: a sleep and wake costs 20 us */
-#define PR_SLEEP_MS 100          /* and never sleep longer than this, whatever was lost */
-#define PR_LOOK_NS 2000000       /* under traffic without a pause, look this often whether the caller must act */
-#define PR_FEW 16                /* frames that hardly pay for the calls that send them */
-#define PR_STREAK 8              /* so many turns of few frames without an idle one are steady traffic: */
-#define PR_GATHER_NS 25000       /* let more come together */
 
 enum { PR_DIR_IN = 1, PR_DIR_OUT = 2 };
-enum pr_why { PR_WHY_TIME, PR_WHY_LIMIT, PR_WHY_END, PR_WHY_PAUSED, PR_WHY_EVENT, PR_WHY_SIGNAL };
 
 struct pr_path {
     struct pr_ringh *from, *to; /* to == NULL: frames are counted as delivered and go no further */
@@ -37,22 +26,6 @@ struct pr_path {
     uint32_t n_mirrors;
     int blocked; /* the transmit ring had no room for the frame in front */
 };
-
-static inline uint64_t pr_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static inline void pr_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#else
-    __asm__ volatile("" ::: "memory");
-#endif
-}
 
 static inline void pr_mirror(struct pr_path *p, uint32_t i, uint32_t slots)
 {
@@ -162,7 +135,7 @@ struct pr_loop {
     struct pr_path path[PR_MAX_PATHS];
     uint32_t n_paths;
     uint64_t left;
-    int event[PR_MAX_EVENTS]; /* descriptors whose readability brings the caller back */
+    int event[PR_REST_EVENTS]; /* descriptors whose readability brings the caller back */
     uint32_t n_events;
 };
 
@@ -202,11 +175,11 @@ static inline uint32_t pr_loop_turn(struct pr_loop *l, int *why)
 /* Nothing moved: sleep until a device or an event wakes us. */
 static inline int pr_loop_sleep(struct pr_loop *l, uint64_t until_ns)
 {
-    struct pollfd fd[PR_MAX_PATHS * 2 + PR_MAX_EVENTS];
+    struct pollfd fd[PR_MAX_PATHS * 2 + PR_REST_EVENTS];
     uint32_t n = 0;
     for (; n < l->n_events; n++)
         fd[n] = (struct pollfd){.fd = l->event[n], .events = POLLIN};
-    uint64_t now = pr_now_ns(), ms = until_ns > now ? (until_ns - now + 999999) / 1000000 : 0;
+    int ms = pr_rest_ms(until_ns);
     for (uint32_t i = 0; i < l->n_paths; i++) {
         const struct pr_path *p = &l->path[i];
         const struct pr_device *from = p->from->dev, *to = p->to ? p->to->dev : NULL;
@@ -218,7 +191,7 @@ static inline int pr_loop_sleep(struct pr_loop *l, uint64_t until_ns)
                 ms = 1; /* a source without a descriptor wakes nobody */
         }
     }
-    int ready = poll(fd, n, (int)(ms > PR_SLEEP_MS ? PR_SLEEP_MS : ms));
+    int ready = poll(fd, n, ms);
     if (ready < 0 && errno == EINTR)
         return PR_WHY_SIGNAL;
     for (uint32_t i = 0; ready > 0 && i < l->n_events; i++)
@@ -227,27 +200,6 @@ static inline int pr_loop_sleep(struct pr_loop *l, uint64_t until_ns)
     for (uint32_t i = 0; i < l->n_paths && ready > 0; i++)
         pr_count(l->path[i].from->row, PR_C_wakeups, 1);
     return -1;
-}
-
-/* Is one of the event descriptors readable? Where frames never pause there is no sleep to be woken from. */
-static inline int pr_loop_called(const struct pr_loop *l)
-{
-    struct pollfd fd[PR_MAX_EVENTS];
-    for (uint32_t n = 0; n < l->n_events; n++)
-        fd[n] = (struct pollfd){.fd = l->event[n], .events = POLLIN};
-    return l->n_events && poll(fd, l->n_events, 0) > 0;
-}
-
-/* Under steady traffic that comes in driblets a call a frame would eat the time that the frames need. A question and
- * its answer are not steady: there is an idle turn between them, and they are never held up. */
-static inline uint32_t pr_loop_gather(uint32_t streak, uint32_t moved)
-{
-    if (!moved)
-        return 0;
-    if (moved < 2 * PR_FEW && streak >= PR_STREAK) /* a slot counts when it comes and when it goes */
-        for (uint64_t until = pr_now_ns() + PR_GATHER_NS; pr_now_ns() < until;)
-            pr_pause();
-    return streak + 1;
 }
 
 /* Run until `until_ns` (CLOCK_MONOTONIC) or until the caller must act: why. */
@@ -260,7 +212,7 @@ static inline enum pr_why pr_loop_run(struct pr_loop *l, uint64_t until_ns)
         uint32_t moved = pr_loop_turn(l, &why);
         if (why >= 0)
             return (enum pr_why)why;
-        streak = pr_loop_gather(streak, moved);
+        streak = pr_rest_gather(streak, moved);
         if (moved && turn % 16)
             continue;
         now = pr_now_ns();
@@ -270,7 +222,7 @@ static inline enum pr_why pr_loop_run(struct pr_loop *l, uint64_t until_ns)
             last = now;
             if (now - looked > PR_LOOK_NS) {
                 looked = now;
-                if (pr_loop_called(l))
+                if (pr_rest_called(l->event, l->n_events))
                     return PR_WHY_EVENT;
             }
         } else if (now - last > PR_SPIN_NS) {
