@@ -40,20 +40,22 @@ static PyObject *carve(PyObject *self, PyObject *args)
     return geometry_dict(&g, size);
 }
 
-/* header_write(segment, kind, ifs, rings, slots, bufs, stride, generation, pid, start, name): everything but READY. */
+/* header_write(segment, kind, ifs, rings, slots, bufs, stride, generation, pid, start, name, flags, owners): everything
+ * but READY. */
 static PyObject *header_write(PyObject *self, PyObject *args)
 {
     (void)self;
     Py_buffer b;
-    unsigned kind, ifs, rings, slots, bufs, stride, pid;
+    unsigned kind, ifs, rings, slots, bufs, stride, pid, flags, owners;
     unsigned long long generation, start;
     const char *name;
-    if (!PyArg_ParseTuple(args, "w*IIIIIIKIKs", &b, &kind, &ifs, &rings, &slots, &bufs, &stride, &generation, &pid,
-                          &start, &name))
+    if (!PyArg_ParseTuple(args, "w*IIIIIIKIKsII", &b, &kind, &ifs, &rings, &slots, &bufs, &stride, &generation, &pid,
+                          &start, &name, &flags, &owners))
         return NULL;
     struct pr_header hd = {.magic = PR_MAGIC, .abi_major = PR_ABI_MAJOR, .abi_minor = PR_ABI_MINOR,
                            .layout_hash = pr_layout_hash(), .size = (uint64_t)b.len, .generation = generation,
-                           .kind = kind, .owner_pid = pid, .owner_start = start, .state = PR_MAKING};
+                           .kind = kind, .owner_pid = pid, .owner_start = start, .state = PR_MAKING,
+                           .flags = flags, .owners = owners};
     pr_carve(&hd.geometry, ifs, rings, slots, bufs, stride);
     hd.geometry_crc = crc32_of(&hd.geometry, sizeof hd.geometry);
     strncpy(hd.name, name, sizeof hd.name - 1);
@@ -63,6 +65,25 @@ static PyObject *header_write(PyObject *self, PyObject *args)
     PyBuffer_Release(&b);
     if (!fits)
         return PyErr_Format(PyExc_ValueError, "segment too small");
+    Py_RETURN_NONE;
+}
+
+/* header_owner(segment, pid, start): another maker. No start time is no living process: nobody takes half for whole. */
+static PyObject *header_owner(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Py_buffer b;
+    unsigned pid;
+    unsigned long long start;
+    if (!PyArg_ParseTuple(args, "w*IK", &b, &pid, &start))
+        return NULL;
+    if ((size_t)b.len >= sizeof(struct pr_header)) {
+        struct pr_header *hd = b.buf;
+        __atomic_store_n(&hd->owner_start, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&hd->owner_pid, pid, __ATOMIC_RELEASE);
+        __atomic_store_n(&hd->owner_start, start, __ATOMIC_RELEASE);
+    }
+    PyBuffer_Release(&b);
     Py_RETURN_NONE;
 }
 
@@ -108,10 +129,10 @@ static PyObject *header_read(PyObject *self, PyObject *args)
     PyObject *geometry = geometry_dict(&hd.geometry, hd.size);
     if (!geometry)
         return NULL;
-    return Py_BuildValue("{s:z,s:I,s:I,s:K,s:K,s:K,s:I,s:I,s:K,s:I,s:s,s:N}", "trouble", trouble, "abi_major",
+    return Py_BuildValue("{s:z,s:I,s:I,s:K,s:K,s:K,s:I,s:I,s:K,s:I,s:I,s:I,s:s,s:N}", "trouble", trouble, "abi_major",
                          hd.abi_major, "abi_minor", hd.abi_minor, "layout_hash", hd.layout_hash, "size", hd.size,
                          "generation", hd.generation, "kind", hd.kind, "owner_pid", hd.owner_pid, "owner_start",
-                         hd.owner_start, "state", state, "name", hd.name, "geometry", geometry);
+                         hd.owner_start, "state", state, "flags", hd.flags, "owners", hd.owners, "name", hd.name, "geometry", geometry);
 }
 
 /* rows(counters segment) -> [(ring, name, writer, (values...)), ...] of the rows in use. */
@@ -144,6 +165,7 @@ static PyObject *rows(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"carve", carve, METH_VARARGS, "carve(ifs, rings, slots, bufs, stride) -> geometry"},
     {"header_write", header_write, METH_VARARGS, "write a segment's header, not yet READY"},
+    {"header_owner", header_owner, METH_VARARGS, "header_owner(segment, pid, start): another maker"},
     {"header_state", header_state, METH_VARARGS, "publish the state of a segment"},
     {"header_read", header_read, METH_VARARGS, "read and judge a segment's header"},
     {"rows", rows, METH_VARARGS, "the counter rows in use"},
@@ -203,7 +225,8 @@ PyMODINIT_FUNC PyInit__shm(void)
         PyModule_AddObject(m, "LAYOUT_HASH", PyLong_FromUnsignedLongLong(pr_layout_hash())) < 0 ||
         PyModule_AddIntMacro(m, PR_RX) < 0 || PyModule_AddIntMacro(m, PR_TX) < 0 ||
         PyModule_AddIntMacro(m, PR_MEM) < 0 || PyModule_AddIntMacro(m, PR_LEDGER) < 0 ||
-        PyModule_AddIntMacro(m, PR_COUNTERS) < 0 || PyModule_AddIntMacro(m, PR_READY) < 0 ||
+        PyModule_AddIntMacro(m, PR_COUNTERS) < 0 || PyModule_AddIntMacro(m, PR_ENGINE) < 0 ||
+        PyModule_AddIntMacro(m, PR_KEPT) < 0 || PyModule_AddIntConstant(m, "FIRST_BUF", 2) < 0 || PyModule_AddIntMacro(m, PR_READY) < 0 ||
         PyModule_AddIntMacro(m, PR_DEAD) < 0 || PyModule_AddIntMacro(m, PR_MAKING) < 0)
         return NULL;
     return m;

@@ -99,6 +99,24 @@ static PyObject *view_drop_ring(PyObject *self, PyObject *index)
     Py_RETURN_NONE;
 }
 
+/* rings() -> [(index, owner, dir, slots, row), ...]: those in use, as the ledger has them. */
+static PyObject *view_rings(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct pr_region *rg = &((PrView *)self)->rg;
+    PyObject *list = PyList_New(0);
+    for (unsigned i = 0; list && i < rg->g.ring_num; i++) {
+        const struct pr_kring *k = &rg->krings[i];
+        if (!k->ring_ofs)
+            continue;
+        PyObject *item = Py_BuildValue("(IIIII)", i, k->owner, k->dir, k->num_slots, k->row);
+        if (!item || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
 /* name_port(index, name, tx rings, rx rings): the netmap_if of a port, its rings given as lists of ring indexes. */
 static PyObject *view_name_port(PyObject *self, PyObject *args)
 {
@@ -143,6 +161,7 @@ static PyMethodDef view_methods[] = {
     {"ring", view_ring, METH_O, "ring(index) -> Ring"},
     {"make_ring", view_make_ring, METH_VARARGS, "make_ring(index, dir, slots, ringid, owner, name, bufs) -> Ring"},
     {"drop_ring", view_drop_ring, METH_O, "forget a ring and its counters"},
+    {"rings", view_rings, METH_NOARGS, "rings() -> [(index, owner, dir, slots, row)] of those in use"},
     {"name_port", view_name_port, METH_VARARGS, "write a port's netmap_if; its offset in the region"},
     {"buffer_offset", view_buffer_offset, METH_O, "where buffer i starts in the region"},
     {NULL, NULL, 0, NULL},

@@ -30,7 +30,8 @@
 #define PR_PAGE 4096
 
 enum pr_state { PR_MAKING = 0, PR_READY = 1, PR_DEAD = 2 };
-enum pr_kind { PR_MEM = 1, PR_LEDGER = 2, PR_COUNTERS = 3 };
+enum pr_kind { PR_MEM = 1, PR_LEDGER = 2, PR_COUNTERS = 3, PR_ENGINE = 4 };
+enum { PR_KEPT = 1 }; /* pr_header.flags: it outlives its maker, for a successor to take over */
 
 /* ---- netmap API 14 ---- */
 
@@ -121,7 +122,8 @@ struct pr_geometry {
     uint32_t if_num, if_size, ring_num, ring_size, buf_num, buf_stride;
 };
 
-/* In front of every segment of a region; 256 bytes. Written once by the maker; only `state` changes afterwards. */
+/* In front of every segment; 256 bytes. Written once by the maker; only `state` changes afterwards, and the maker's own
+ * pid and start when a successor takes over what was kept for it. */
 struct pr_header {
     uint64_t magic;
     uint32_t abi_major, abi_minor;
@@ -135,7 +137,9 @@ struct pr_header {
     uint32_t geometry_crc;
     uint32_t state; /* released last by the maker, acquired by whoever attaches */
     char name[48];
-    uint8_t pad[88];
+    uint32_t flags;  /* PR_KEPT */
+    uint32_t owners; /* the buffers are split into so many homes of equal size */
+    uint8_t pad[80];
 };
 _Static_assert(sizeof(struct pr_header) == 256, "header");
 

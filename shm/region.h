@@ -32,6 +32,7 @@ static inline uint64_t pr_layout_hash(void)
         F(pr_meta, csum_offset),    sizeof(struct pr_kring), F(pr_kring, hwcur),     F(pr_kring, hwtail),
         F(pr_kring, rhead),         F(pr_kring, ring_ofs), F(pr_kring, row),         sizeof(struct pr_row),
         PR_N_COUNTERS,              sizeof(struct pr_header), PR_HEADROOM,
+        F(pr_header, flags),        F(pr_header, owners),
     };
 #undef F
     uint64_t h = 0xcbf29ce484222325ull; /* FNV-1a */
