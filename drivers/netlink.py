@@ -7,6 +7,7 @@ enter a namespace.)
 Importing this costs 0.15 s, nearly all of it pyroute2: import it inside the function that needs it.
 """
 
+import contextlib
 import itertools
 import os
 import socket
@@ -42,6 +43,17 @@ def opened(protocol: int, groups: int = 0, netns: str | None = None) -> socket.s
     return sock
 
 
+def adopted(fd: int) -> socket.socket:
+    """Go on with a socket that a process which is dead by now had opened. An answer it did not live to read is not for us."""
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(1):
+            pass
+    sock.settimeout(TIMEOUT_S)
+    return sock
+
+
 def encoded(message: Message, kind: int, flags: int) -> bytes:
     """Turn a pyroute2 message into the bytes of a request; with NLM_F_ACK in `flags` the kernel answers even when all is well."""
     message["header"].update(type=kind, flags=flags | NLM_F_REQUEST, sequence_number=next(_sequence), pid=0)
@@ -49,9 +61,12 @@ def encoded(message: Message, kind: int, flags: int) -> bytes:
     return bytes(message.data)
 
 
-def ask(sock: socket.socket, message: Message, kind: int, *, dump: bool = False) -> list[Message]:
-    """Send one rtnetlink request and return what the kernel answers. Raises OSError with the kernel's number and its own words for it."""
-    return list(_answers(sock, [encoded(message, kind, NLM_F_DUMP if dump else NLM_F_ACK)], MarshalRtnl()))
+def ask(sock: socket.socket, message: Message, kind: int, *, dump: bool = False, marshal: Marshal | None = None) -> list[Message]:
+    """Send one request and return what the kernel answers. Raises OSError with the kernel's number and its own words for it.
+
+    `marshal` knows the messages of the answer (those of rtnetlink).
+    """
+    return list(_answers(sock, [encoded(message, kind, NLM_F_DUMP if dump else NLM_F_ACK)], marshal or MarshalRtnl()))
 
 
 def transact(sock: socket.socket, requests: Sequence[bytes]) -> None:

@@ -16,8 +16,12 @@ The hook belongs to the name since Linux 6.16 (measured on 6.18): a rename gives
 the old name is taken at once. Before, it belonged to the interface and went with it. Either way `follow`, called on a LinkWatch's
 `renamed` and `back`, puts it where it should be. Between a rename and that call, 0.7 ms here and 1.5 at most, the host receives.
 
+Another process can have the socket handed to it and go on with the taking when we are dead: `HostDrop.adopt`.
+
 Importing this imports pyroute2 (0.15 s): import it where something is taken.
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -26,6 +30,7 @@ import socket
 from collections.abc import Iterator
 
 import psutil
+from pyroute2.netlink.marshal import Marshal
 from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_table_msg
 
@@ -35,7 +40,7 @@ from pktring.shm.errors import Error
 
 NETLINK_NETFILTER, NFPROTO_NETDEV, NFNL_SUBSYS_NFTABLES = 12, 5, 10
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-NEWTABLE, NEWCHAIN, DELCHAIN = 0, 3, 5
+NEWTABLE, NEWCHAIN, GETCHAIN, DELCHAIN = 0, 3, 4, 5
 NFT_TABLE_F_OWNER = 2
 NF_NETDEV_INGRESS, NF_DROP, FIRST = 0, 0, -(1 << 31)
 ACK, ADD = 0x4, 0x4 | 0x400 | 0x200  # NLM_F_ACK; and NLM_F_CREATE | NLM_F_EXCL
@@ -61,21 +66,45 @@ class HostDrop:
             raise _refusal(ifname, error) from None
         # The port number makes it unique in its namespace, where containers may all be process 1.
         self._table = f"pktring-{os.getpid()}-{found.ifindex}-{self._sock.getsockname()[0]}"
-        self._chain = f"take-{found.name}"
-        self._n_follows = 0
+        self._chains = [f"take-{found.name}"]
         try:
-            self._transact(found.name, _new_table(self._table), _new_chain(self._table, self._chain, found.name))
+            self._transact(found.name, _new_table(self._table), _new_chain(self._table, self._chains[0], found.name))
         except Error:
             self.close()
             raise
 
+    @classmethod
+    def adopt(cls, state: dict, fd: int) -> HostDrop:
+        """Go on with a taking that another process began: what `hand_on` said there, and its descriptor, which is ours from now on."""
+        drop = cls.__new__(cls)
+        drop._sock = netlink.adopted(fd)
+        drop._table = state["table"]
+        drop._chains = []
+        try:
+            drop._chains = drop._hooked()
+        except BaseException:
+            drop.close()
+            raise
+        return drop
+
+    def hand_on(self) -> tuple[dict, int]:
+        """Return what another process needs to go on with the taking. Not which hook is in place: that the kernel is asked."""
+        return {"table": self._table}, self._sock.fileno()
+
     def follow(self, ifname: str) -> None:
         """Hook onto `ifname` instead. The new hook is there before the old one goes: one transaction for both lets frames slip between."""
-        self._n_follows += 1
-        old, self._chain = self._chain, f"take-{ifname}-{self._n_follows}"
-        self._transact(ifname, _new_chain(self._table, self._chain, ifname))
-        with contextlib.suppress(FileNotFoundError):  # before Linux 6.16 it went with its interface
-            netlink.transact(self._sock, _batch(_del_chain(self._table, old)))
+        old, self._chains = self._chains, [f"take-{ifname}-{os.urandom(4).hex()}"]
+        self._transact(ifname, _new_chain(self._table, self._chains[0], ifname))
+        for chain in old:
+            with contextlib.suppress(FileNotFoundError):  # before Linux 6.16 it went with its interface
+                netlink.transact(self._sock, _batch(_del_chain(self._table, chain)))
+
+    def _hooked(self) -> list[str]:
+        """The chains of our table, by the kernel; of a follow that was cut short there are two."""
+        question = nft_chain_msg()
+        question["nfgen_family"] = NFPROTO_NETDEV
+        found = netlink.ask(self._sock, question, NFNL_SUBSYS_NFTABLES << 8 | GETCHAIN, dump=True, marshal=_Chains())
+        return [chain.get_attr("NFTA_CHAIN_NAME") for chain in found if chain.get_attr("NFTA_CHAIN_TABLE") == self._table]
 
     def fileno(self) -> int:
         """Return the descriptor that is the taking: as long as anyone holds a copy, the interface stays taken."""
@@ -160,6 +189,12 @@ def _ways(sock: socket.socket, client: str, server: str, stack: dict[int, str]) 
 
 def _named(stack: dict[int, str], found: link.Link, lost: frozenset[int]) -> str:
     return found.name if found.ifindex in lost else f"{found.name}, below {stack[min(lost)]},"
+
+
+class _Chains(Marshal):
+    """What nf_tables answers when it is asked for chains."""
+
+    msg_map = {NFNL_SUBSYS_NFTABLES << 8 | NEWCHAIN: nft_chain_msg}
 
 
 def _batch(*requests: bytes) -> list[bytes]:

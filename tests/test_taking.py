@@ -210,7 +210,7 @@ def test_a_new_interface_of_the_name_is_followed(net, ends):
 def test_a_hook_that_went_with_its_interface_is_not_missed(net, ends):
     a, b = ends
     with host(net, b) as sock, HostDrop("vb", b.netns) as drop:
-        drop._chain = "deleted-by-the-kernel"  # as before Linux 6.16
+        drop._chains = ["deleted-by-the-kernel"]  # as before Linux 6.16
         drop.follow("vb")
         assert not hears(net, a, b, sock)
 
