@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pktring.shm import _shm
 from pktring.shm.errors import Error
@@ -15,31 +15,26 @@ if TYPE_CHECKING:
     from .port import Port
 
 
-class Batch:
-    """Frames of one receive ring. Nothing is copied until you ask; everything is valid until the batch is released.
-
-    A batch releases itself when the port's next one is asked for, or at the end of a `with`.
-    """
-
-    def __init__(self, port: Port, ring: _shm.Ring, starts: array[int], n: int, end: int):
-        self._port = port
-        self._ring = ring
-        self._starts = starts
-        self._n = n
-        self._end = end
-        self._gone: bytearray | None = None  # frames that were forwarded: their slots hold spare buffers now
-        self._forwarded = 0
-        self._released = False
+class Burst:
+    """What can be asked of frames, wherever they are: in a ring (Batch), in a worker's hands (handed.Handed)."""
 
     def __len__(self) -> int:
-        return self._n
+        raise NotImplementedError
+
+    def _fill(self, which: int, out: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _gather(self, width: int, out: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def __getitem__(self, i: int) -> memoryview:
+        raise NotImplementedError
 
     def _column(self, which: int, dtype: str) -> np.ndarray:
         import numpy as np
 
-        self._check()
-        out = np.empty(self._n, dtype)
-        self._ring.column(which, self._starts, self._n, out)
+        out = np.empty(len(self), dtype)
+        self._fill(which, out)
         return out
 
     @property
@@ -76,10 +71,49 @@ class Batch:
         """Gather the first `width` bytes of every frame; numpy uint8 [n, width], zeros behind short frames."""
         import numpy as np
 
-        self._check()
-        out = np.empty((self._n, width), "u1")
-        self._ring.gather(self._starts, self._n, width, out)
+        out = np.empty((len(self), width), "u1")
+        self._gather(width, out)
         return out
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return (self[i] for i in range(len(self)))
+
+    def release(self) -> None:
+        """Be done with the frames. Views of them must not be used any more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+class Batch(Burst):
+    """Frames of one receive ring. Nothing is copied until you ask; everything is valid until the batch is released.
+
+    A batch releases itself when the port's next one is asked for, or at the end of a `with`.
+    """
+
+    def __init__(self, port: Port, ring: _shm.Ring, starts: array[int], n: int, end: int):
+        self._port = port
+        self._ring = ring
+        self._starts = starts
+        self._n = n
+        self._end = end
+        self._gone: bytearray | None = None  # frames that were forwarded: their slots hold spare buffers now
+        self._forwarded = 0
+        self._released = False
+
+    def __len__(self) -> int:
+        return self._n
+
+    def _fill(self, which: int, out: np.ndarray) -> None:
+        self._check()
+        self._ring.column(which, self._starts, self._n, out)
+
+    def _gather(self, width: int, out: np.ndarray) -> None:
+        self._check()
+        self._ring.gather(self._starts, self._n, width, out)
 
     def __getitem__(self, i: int) -> memoryview:
         """One frame: a view into the ring's buffer, or a copy when the frame spans several."""
@@ -91,9 +125,6 @@ class Batch:
             return memoryview(frame)
         offset, length = frame
         return self._port.region.mem[offset : offset + length]
-
-    def __iter__(self) -> Iterator[memoryview]:
-        return (self[i] for i in range(self._n))
 
     def parts(self, i: int) -> list[bytes]:
         """The wire frames that frame i stands for: several for a super-frame (`?gso=whole`), else itself."""
@@ -107,7 +138,7 @@ class Batch:
         (`drop_tx_full`). A frame leaves the batch with its first forward; its bytes must not be looked at after that.
         """
         self._check()
-        mask = bytes(b"\1" * self._n) if where is None else _mask(where, self._n)
+        mask = bytes(b"\1" * self._n) if where is None else mask_of(where, self._n).tobytes()
         if self._gone is None:
             self._gone = bytearray(self._n)
         else:
@@ -128,17 +159,12 @@ class Batch:
         if self._released:
             raise Error("E_BATCH", "this batch was released: its frames are gone (copy what must stay: bytes(batch[i]))")
 
-    def __enter__(self) -> Batch:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.release()
-
-
-def _mask(where: Any, n: int) -> bytes:
+def mask_of(where: Any, n: int) -> np.ndarray:
+    """Booleans for n frames, a byte each. Raises E_BATCH for another number of them."""
     import numpy as np
 
-    mask = np.ascontiguousarray(where, dtype=bool).tobytes()
-    if len(mask) != n:
-        raise Error("E_BATCH", f"a mask of {len(mask)} for {n} frames")
+    mask = np.ascontiguousarray(where, dtype=bool)
+    if mask.size != n:
+        raise Error("E_BATCH", f"a mask of {mask.size} for {n} frames")
     return mask

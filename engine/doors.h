@@ -4,7 +4,11 @@
 
 #include <Python.h>
 
+int pr_add_border(PyObject *module);
 int pr_add_forward(PyObject *module);
+int pr_add_frames(PyObject *module);
+int pr_add_hand(PyObject *module);
+int pr_add_handlers(PyObject *module);
 int pr_add_hashes(PyObject *module);
 
 #endif

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pktring.engine.batch import Batch
+    from pktring.engine.compiled import compiled
     from pktring.engine.flow import flow_hash
+    from pktring.engine.handlers import DONE, per_frame
     from pktring.engine.jenkins import jenkins_hash32
     from pktring.engine.port import Port
     from pktring.engine.rps import rps_hash
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from pktring.shm.region import Region
 
 _HOMES = {
+    "DONE": "pktring.engine.handlers",
+    "compiled": "pktring.engine.compiled",
+    "per_frame": "pktring.engine.handlers",
     "open": "pktring.ports",
     "Port": "pktring.engine.port",
     "Batch": "pktring.engine.batch",
@@ -37,15 +42,18 @@ _HOMES = {
     "jenkins_hash32": "pktring.engine.jenkins",
 }
 __all__ = [
+    "DONE",
     "Batch",
     "Error",
     "PktQueue",
     "Port",
     "Region",
+    "compiled",
     "flow_hash",
     "get_include",
     "jenkins_hash32",
     "open",
+    "per_frame",
     "rps_hash",
     "toeplitz",
 ]
@@ -60,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
 
 def get_include() -> str:
-    """The folder of the C headers that describe the region and its rings (layout.h, region.h, ring.h)."""
+    """The folder of the C headers: the region and its rings (layout.h, region.h, ring.h), handlers (pktring_handler.h)."""
     import os
 
     import pktring.shm
