@@ -1,0 +1,128 @@
+"""`pktring up`, `down`, `sysctl`: what is looked at before anything is opened, and an engine from its start to its end."""
+
+import argparse
+import json
+
+import pytest
+import statuses
+from command import answer, pktring, refused
+
+from pktring.shm.errors import Error
+from pktring.tools import down, sysctl
+
+RIGHT = """\
+[engine]
+name = "edge"
+workers = 1
+[port.left]
+port = "null:"
+[port.right]
+port = "null:"
+[[forward]]
+from = "left"
+to = "right"
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text=RIGHT):
+        path = tmp_path / "edge.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# ---- --check, --print-config ----
+
+
+def test_a_right_file_is_said_to_be(written):
+    got = pktring("up", written(), "--check")
+    assert (got.returncode, got.stdout.splitlines()[-1].endswith("nothing is wrong"), got.stderr) == (0, True, "")
+
+
+def test_a_check_tells_every_problem(written):
+    got = pktring("up", written(RIGHT + 'wiht = 5\n[engin]\n[metrics]\nlisten = "here"\n'), "--check")
+    assert refused(got, "E_CONFIG", 2).count(":") >= 2
+    assert len(got.stdout.splitlines()) == 3 and "line 11" in got.stdout and "[forward]" in got.stdout or "wiht" in got.stdout
+
+
+def test_a_check_as_json(written):
+    assert answer(pktring("up", written(), "--check", "--json")) == {"ok": True, "problems": [], "warnings": []}
+    got = pktring("up", written(RIGHT + "[engin]\n"), "--check", "--json")
+    assert got.returncode == 2 and json.loads(got.stdout)["ok"] is False and json.loads(got.stdout)["problems"]
+
+
+def test_a_configuration_is_printed_with_all_that_it_leaves_out(written):
+    got = pktring("up", written(), "--print-config")
+    assert got.returncode == 0 and "net.isr" in got.stdout and 'name = "edge"' in got.stdout
+    again = pktring("up", written(got.stdout), "--print-config")
+    assert (again.returncode, again.stdout) == (0, got.stdout)
+
+
+def test_no_file_is_refused(tmp_path):
+    refused(pktring("up", tmp_path / "no.toml"), "E_NO_FILE", 2)
+
+
+# ---- down ----
+
+
+def test_what_was_carried():
+    got = down.carried(statuses.status())
+    left = {"rx_frames": 1500, "rx_bytes": 96000, "tx_frames": 999, "tx_bytes": 63936, "dropped": 16}
+    assert got["name"] == "edge" and got["ports"]["left"] == left
+    assert down.lines(got) == [
+        "left: received 1500 frames (96000 bytes), sent 999 frames (63936 bytes), 16 dropped",
+        "right: received 1000 frames (64000 bytes), sent 1490 frames (95360 bytes), 0 dropped",
+        "edge is down, after 3723 seconds up",
+    ]
+
+
+def test_two_names_are_refused():
+    refused(pktring("down", "one", "--engine", "two"), "E_USAGE", 2)
+
+
+@pytest.mark.parametrize("words", [["down"], ["stat"], ["stat", "-Q"], ["top"], ["sysctl"]])
+def test_no_engine_is_told(words, monkeypatch, tmp_path):
+    monkeypatch.setenv("PKTRING_RUNDIR", str(tmp_path))
+    assert "start one with `pktring up CONFIG.toml`" in refused(pktring(*words), "E_NO_ENGINE", 1)
+
+
+def test_no_engine_is_nothing_to_list(monkeypatch, tmp_path):
+    monkeypatch.setenv("PKTRING_RUNDIR", str(tmp_path))
+    got = pktring("ps")
+    assert (got.returncode, got.stdout) == (0, "no engine runs: `pktring up CONFIG.toml` starts one\n")
+    assert answer(pktring("ps", "--json")) == []
+    refused(pktring("ps", "--engine", "edge"), "E_NO_ENGINE", 1)
+
+
+# ---- sysctl ----
+
+
+@pytest.mark.parametrize(
+    "word, meant", [("net.isr", ("net.isr", None)), ("a=5", ("a", "5")), ("a = hybrid", ("a", "hybrid")), ("a=b=c", ("a", "b=c"))]
+)
+def test_a_knob_is_read(word, meant):
+    assert sysctl.read(word) == meant
+
+
+@pytest.mark.parametrize("word", ["", "=5", "a=", "a= "])
+def test_what_is_no_knob_is_refused(word):
+    with pytest.raises(Error, match="E_USAGE"):
+        sysctl.read(word)
+
+
+@pytest.mark.parametrize(
+    "flags, shown, written_",
+    [
+        ({}, ["a: 1", "b: 2 rows, drawn by `pktring stat -Q`"], ["a: 1 -> 2"]),
+        ({"n": True}, ["1", "2 rows, drawn by `pktring stat -Q`"], ["1 -> 2"]),
+        ({"e": True}, ["a=1", "b=2 rows, drawn by `pktring stat -Q`"], ["a=1 -> 2"]),
+    ],
+)
+def test_values_are_written_as_sysctl_does(flags, shown, written_):
+    args = argparse.Namespace(**({"n": False, "e": False} | flags))
+    values = {"a": 1, "b": [{}, {}]}
+    assert sysctl.lines(values, values, args) == shown
+    assert sysctl.lines({"a": 1}, {"a": 2}, args) == written_

@@ -1,0 +1,216 @@
+"""`pktring stat`: the counters of a running engine as a table, as JSON, or as netstat -Q prints netisr's; drawn from one status, purely."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pktring.shm.errors import Error
+
+from . import cli, engines
+from .rates import Sample, Status, between, dropped, drops, lines, pps, summed
+from .table import age, columns
+
+EXAMPLES = """\
+  pktring stat                       counters of every port, by direction and drop reason; workers, queues, apps, buffers
+  pktring stat left right            only these ports
+  pktring stat --watch 1             the same each second, with rates, until Ctrl-C
+  pktring stat -Q                    netisr's protocols and workstreams, as netstat -Q
+  pktring stat --engine edge --json  everything, for a script
+"""
+WAYS = ("rx", "tx")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add = parser.add_argument
+    add("ports", nargs="*", metavar="PORT", help="only these ports of the engine")
+    add("-Q", action="store_true", help="netisr's tables in netstat -Q's layout; with --json its keys")
+    add("--watch", type=cli.seconds, metavar="SEC", help="again every so often, with rates, until Ctrl-C or --duration")
+    engines.flag(parser)
+    cli.common(parser)
+
+
+def run(args: argparse.Namespace, stop: cli.Stop) -> int:
+    """Print once, or until the end."""
+    engine = engines.Watched(args.engine)
+    sample = Sample(chosen(engine.status(), args.ports))
+    rates = _watch(args, stop, engine, sample) if args.watch else None
+    if args.json:
+        cli.result(netisr_json(sample.status["netisr"]) if args.Q else sample.status | ({"rates": rates} if rates else {}))
+    elif not args.watch or not sys.stdout.isatty():
+        print(_page(args, sample.status, rates))
+    return 0
+
+
+def _watch(args: argparse.Namespace, stop: cli.Stop, engine: engines.Watched, sample: Sample) -> dict[str, Any] | None:
+    """Show each interval; leaves the last status in `sample`, returns the last rates."""
+    rates = None
+    screen = sys.stdout.isatty() and not args.json
+    for after in engine.samples(stop, args.watch, args.duration):
+        after.status = chosen(after.status, args.ports)
+        rates = between(sample, after)
+        sample.status, sample.at = after.status, after.at
+        if screen:
+            print(f"\x1b[H\x1b[2J{_page(args, sample.status, rates)}", flush=True)
+        elif args.Q and not args.json:
+            print(_page(args, sample.status, rates) + "\n", flush=True)
+        else:
+            print("\n".join(lines(rates)), file=sys.stderr if args.json else sys.stdout, flush=True)
+    return rates
+
+
+def _page(args: argparse.Namespace, status: Status, rates: dict[str, Any] | None) -> str:
+    return netisr_text(status["netisr"]) if args.Q else text(status, rates)
+
+
+def chosen(status: Status, ports: list[str]) -> Status:
+    """Leave out the ports that were not asked for."""
+    for name in ports:
+        if name not in status["ports"]:
+            raise Error("E_PORT", f"{status['name']} has no port {name!r}: {cli.near(name, list(status['ports'])) or 'it has none'}")
+    return status | {"ports": {name: port for name, port in status["ports"].items() if not ports or name in ports}}
+
+
+# ---- the human page ----
+
+
+def text(status: Status, rates: dict[str, Any] | None = None) -> str:
+    """Draw a status as a page of 80 columns, with a column of rates where they are known."""
+    parts = [[_title(status)], _ports(status, rates), list(_reasons(status)), _workers(status, rates), _queues(status)]
+    parts += [_handlers(status), _apps(status), list(_pool(status)), list(_remarks(status))]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _title(status: Status) -> str:
+    who = f"{status['name']}: generation {status['generation']}, pid {status['pid']}"
+    return f"{who}, up {age(status['uptime_s'])}, pktring {status['version']}"
+
+
+def _ports(status: Status, rates: dict[str, Any] | None) -> list[str]:
+    ports = list(status["ports"].items())
+    speeds = rates["ports"] | {"all": rates["total"]} if rates else {}
+    if len(ports) > 1:
+        ports.append(("all", {"facts": {}, "rings": [ring for _, port in ports for ring in port["rings"]]}))
+    head = "Port Way >Frames >Bytes >Dropped" + (" >Frames/s >bit/s" if rates else " Device")
+    return columns(head, [row for name, port in ports for row in _port(name, port, speeds.get(name))]) if ports else []
+
+
+def _port(name: str, port: dict[str, Any], rates: dict[str, Any] | None) -> Iterator[list[Any]]:
+    for way in WAYS:
+        counters = _way(port, way)
+        end = [pps(rates[f"{way}_pps"]), pps(rates[f"{way}_bps"])] if rates else [_device(port["facts"]) if way == "rx" else ""]
+        yield [name if way == "rx" else "", way, counters.get(f"{way}_frames", 0), counters.get(f"{way}_bytes", 0), dropped(counters), *end]
+
+
+def _way(port: dict[str, Any], way: str) -> dict[str, int]:
+    """Sum the receive or the transmit rings, whose rows are named `left rx0`."""
+    return summed([ring for ring in port["rings"] if str(ring["row"]).rpartition(" ")[2].startswith(way)])
+
+
+def _device(facts: dict[str, Any]) -> str:
+    words = [facts.get("driver"), facts.get("interface"), facts.get("mode"), None if facts.get("up", True) else "DOWN"]
+    return " ".join(str(word) for word in words if word)
+
+
+def _reasons(status: Status) -> Iterator[str]:
+    """Name every reason, with what its counter counts."""
+    from pktring.shm import _shm
+
+    meaning = {name: told.partition(" (")[0] for name, told in _shm.COUNTERS}
+    rows = [(name, reason, n) for name, port in status["ports"].items() for reason, n in drops(port["counters"]).items()]
+    yield from columns("Port Reason >Count Meaning", [[*row, meaning.get(row[1], "")] for row in rows]) if rows else ()
+
+
+def _workers(status: Status, rates: dict[str, Any] | None) -> list[str]:
+    head = "Worker >CPU >Pid State >Restarts >CPU_time" + (" >CPU_%" if rates else "") + " Note"
+    return columns(head, [_worker(worker, rates) for worker in status["workers"]]) if status["workers"] else []
+
+
+def _worker(worker: dict[str, Any], rates: dict[str, Any] | None) -> list[Any]:
+    share = [f"{rates['workers'][str(worker['id'])]['cpu_percent']:.0f}"] if rates else []
+    spent = "-" if worker.get("cpu_s") is None else f"{worker['cpu_s']:.1f} s"
+    words = [worker["id"], _or_dash(worker["cpu"]), _or_dash(worker["pid"]), worker["state"], worker["restarts"], spent]
+    return [*words, *share, worker.get("note") or ""]
+
+
+def _queues(status: Status) -> list[str]:
+    """Sum a protocol's work over the workstreams; -Q has each of them."""
+    works = [work for stream in status["netisr"]["workstreams"] for work in stream["work"]]
+    keys = ("dispatched", "hybrid-dispatched", "queued", "handled", "queue-drops", "length")
+    names = list(dict.fromkeys(work["name"] for work in works if any(work[key] for key in keys)))
+    rows = [[name, *(sum(work[key] for work in works if work["name"] == name) for key in keys)] for name in names]
+    return columns("Protocol >Direct >Hybrid >Queued >Handled >Dropped >Waiting", rows) if rows else []
+
+
+def _handlers(status: Status) -> list[str]:
+    rows = [
+        [h["name"], h["protocol"], h["frames"], h["batches"], h["raised"], _micro(h["mean_us"]), _micro(h["max_us"]), h["last_error"] or ""]
+        for h in status["handlers"]
+    ]
+    return columns("Handler >Proto >Frames >Batches >Raised >Mean_us >Max_us Last_error", rows) if rows else []
+
+
+def _micro(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _apps(status: Status) -> list[str]:
+    rows = [
+        [app["id"], _or_dash(app["pid"]), app["uid"], app["port"], app["mode"], app["memory"], app["lent"], app.get("why") or ""]
+        for app in status["apps"]
+    ]
+    return columns("App >Pid >Uid Port Mode Memory >Lent Why", rows) if rows else []
+
+
+def _pool(status: Status) -> Iterator[str]:
+    if pool := status["pool"]:
+        yield f"Buffers: {sum(pool.values())} = " + " + ".join(f"{n} {state}" for state, n in pool.items() if n)
+
+
+def _remarks(status: Status) -> Iterator[str]:
+    for name, port in status["ports"].items():
+        yield from (f"{name}: {remark}" for remark in [*([port["why"]] if port.get("why") else []), *port["warnings"]])
+    yield from status["events"][-5:]
+
+
+def _or_dash(value: Any) -> Any:
+    return "-" if value is None else value
+
+
+# ---- netstat -Q ----
+
+
+def netisr_text(netisr: dict[str, Any]) -> str:
+    """Draw netisr's tables in the layout of FreeBSD's netstat -Q."""
+    settings = netisr["settings"]
+    table = ["Configuration:", _setting("Setting", "Current", "Limit")]
+    table += [_setting("Thread count", settings["numthreads"], settings["maxthreads"])]
+    table += [_setting("Default queue limit", settings["defaultqlimit"], settings["maxqlimit"])]
+    table += [_setting("Dispatch policy", settings["dispatch"], "n/a")]
+    table += [_setting("Threads bound to CPUs", "enabled" if settings["bindthreads"] else "disabled", "n/a")]
+    table += ["", "Protocols:", f"{'Name':<6} {'Proto':>5} {'QLimit':>6} {'Policy':>6} {'Dispatch':>8} Flags"]
+    table += [_protocol(row) for row in netisr["protocols"]]
+    table += ["", "Workstreams:", "WSID CPU   Name     Len WMark   Disp'd  HDisp'd   QDrops   Queued  Handled"]
+    table += [_work(row) for stream in netisr["workstreams"] for row in stream["work"]]
+    return "\n".join(table)
+
+
+def _setting(name: str, current: Any, limit: Any) -> str:
+    return f"{name:<25} {current:>12} {limit:>12}"
+
+
+def _protocol(row: dict[str, Any]) -> str:
+    return f"{row['name']:<6} {row['protocol']:>5} {row['queue-limit']:>6} {row['policy-type']:>6} {row['policy']:>8}   {row['flags']}"
+
+
+def _work(row: dict[str, Any]) -> str:
+    counts = " ".join(f"{row[key]:>8}" for key in ("dispatched", "hybrid-dispatched", "queue-drops", "queued", "handled"))
+    return f"{row['workstream']:>4} {row['cpu']:>3}   {row['name']:<6} {row['length']:>5} {row['watermark']:>5} {counts}"
+
+
+def netisr_json(netisr: dict[str, Any]) -> dict[str, Any]:
+    """Return libxo's keys of netstat -Q, and the settings beside them, which libxo leaves out."""
+    return {"netisr": {"protocol": netisr["protocols"], "workstream": netisr["workstreams"], "settings": netisr["settings"]}}

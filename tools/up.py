@@ -1,0 +1,143 @@
+"""`pktring up CONFIG.toml`: run an engine in the foreground until a signal or `pktring down` ends it; or only look at its configuration.
+
+The engine itself says on stderr what happens to it, "ready" first, and tells systemd (sd_notify). SIGHUP reads the configuration anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from pktring.shm.errors import Error
+
+from . import cli
+
+if TYPE_CHECKING:
+    from pktring.engine.config import Config
+
+EXAMPLES = """\
+  pktring up edge.toml                  until Ctrl-C, SIGTERM or `pktring down`; SIGHUP reloads
+  pktring up edge.toml --check          is the file right? Nothing is opened
+  pktring up edge.toml --print-config   every key, with its value and what it is for
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add = parser.add_argument
+    add("config", metavar="CONFIG.toml", help="the engine's configuration; [engine] name = its name")
+    add("--check", action="store_true", help="only read it, and say all that is wrong with it")
+    add("--print-config", action="store_true", help="only read it, and print it with every key that it leaves out")
+    add("--yes", action="store_true", help="take a port even if this host is reached through it")
+    cli.common(parser)
+
+
+def run(args: argparse.Namespace, stop: cli.Stop) -> int:
+    """Run it, or look at it."""
+    if args.check:
+        return _check(args)
+    config = load(args.config)
+    if args.print_config:
+        return _print(args, config)
+    return _run(args, config, stop)
+
+
+def load(path: str) -> Config:
+    """Read a configuration, down to its port names and handlers, and open nothing. Raises E_CONFIG and what those are refused with."""
+    from pktring.engine import config
+
+    return config.load(path, check_port=_check_port)
+
+
+def _check_port(name: str) -> None:
+    """Refuse a driver that there is not. An interface may come later, or be another machine's."""
+    from pktring import ports
+
+    def find(base: str, _netns: str | None) -> None:
+        if ":" in base:
+            raise Error("E_NO_INTERFACE", f"{base}: no such interface: see `ip link`")
+
+    ports.parse(name, find)
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Every problem is a line on stdout, the first one also the error."""
+    from pktring.engine.config import ConfigError
+
+    try:
+        config = load(args.config)
+    except ConfigError as error:
+        _tell_check(args, ok=False, problems=list(error.problems), warnings=[])
+        raise
+    _tell_check(args, ok=True, problems=[], warnings=list(config.warnings))
+    return 0
+
+
+def _tell_check(args: argparse.Namespace, **found: Any) -> None:
+    if args.json:
+        cli.result(found)
+    else:
+        print("\n".join([*found["problems"], *found["warnings"]] or [f"{args.config}: nothing is wrong"]), flush=True)
+
+
+def _print(args: argparse.Namespace, config: Config) -> int:
+    from pktring.engine.config import render
+
+    text = render(config)
+    if args.json:
+        import tomllib
+
+        cli.result(tomllib.loads(text))
+    else:
+        print(text.rstrip("\n"))
+    return 0
+
+
+def _run(args: argparse.Namespace, config: Config, stop: cli.Stop) -> int:
+    """Be the engine's supervisor until its end; with --json what it carried is printed then."""
+    import pktring
+
+    life = _Life(args, config, stop)
+    status = pktring.Engine(args.config).run(life.hear)
+    if life.refused:
+        raise life.refused
+    if args.json:
+        cli.result({"name": config.name, "status": status})
+    return status
+
+
+class _Life:
+    """What the supervisor hears of the first controller: that it is ready, or why it is not."""
+
+    def __init__(self, args: argparse.Namespace, config: Config, stop: cli.Stop):
+        self.refused: Error | None = None
+        self._args, self._config, self._stop = args, config, stop
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Called in the supervisor's loop."""
+        if "error" in message:
+            self.refused = Error(*message["error"])
+        if "ready" in message:
+            self._ready(message["ready"])
+
+    def _ready(self, ready: dict[str, Any]) -> None:
+        listen = self._config.metrics.listen
+        if listen:
+            self._measure(listen, ready["control"])
+        if self._stop:  # it was asked for before the supervisor listened
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._args.duration:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            signal.setitimer(signal.ITIMER_REAL, self._args.duration)
+
+    def _measure(self, listen: str, control: str) -> None:
+        """An engine that cannot tell its metrics does not start."""
+        from . import metrics
+
+        try:
+            metrics.start(listen, control)
+        except Error as error:
+            self.refused = error
+            os.kill(os.getpid(), signal.SIGTERM)
