@@ -10,5 +10,6 @@ int pr_add_frames(PyObject *module);
 int pr_add_hand(PyObject *module);
 int pr_add_handlers(PyObject *module);
 int pr_add_hashes(PyObject *module);
+int pr_add_netisr(PyObject *module);
 
 #endif

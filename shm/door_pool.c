@@ -153,6 +153,12 @@ static PyObject *pool_free(PyObject *o, void *unused)
     return PyLong_FromUnsignedLong(n);
 }
 
+static PyObject *pool_capsule(PyObject *o, void *unused)
+{
+    (void)unused;
+    return PyCapsule_New(pool_of(o), PR_POOL_CAPSULE, NULL); /* the holder keeps the Pool alive beside it */
+}
+
 static PyMethodDef pool_methods[] = {
     {"deal", pool_deal, METH_NOARGS, "make the home's buffers FREE that were never dealt"},
     {"rebuild", pool_rebuild, METH_NOARGS, "start the private stack anew from the words"},
@@ -184,6 +190,7 @@ static PyMemberDef pool_members[] = {
 
 static PyGetSetDef pool_getset[] = {
     {"free", pool_free, NULL, "free buffers of my home", NULL},
+    {"capsule", pool_capsule, NULL, "the pool, for C code of other extensions", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -12,6 +12,8 @@ typedef struct {
     struct pr_pool p;
 } PrPool;
 
+#define PR_POOL_CAPSULE "pktring.pool" /* struct pr_pool *, for C code of other extensions */
+
 extern PyTypeObject pr_pool_type;
 
 int pr_add_pool(PyObject *module);

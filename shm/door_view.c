@@ -157,6 +157,17 @@ static PyObject *view_buffer_offset(PyObject *self, PyObject *index)
     return PyLong_FromSsize_t(pr_buf(&v->rg, (uint32_t)i) - v->rg.mem);
 }
 
+static PyObject *view_capsule(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyCapsule_New(&((PrView *)self)->rg, PR_REGION_CAPSULE, NULL); /* the holder keeps the View alive beside it */
+}
+
+static PyGetSetDef view_fields[] = {
+    {"capsule", view_capsule, NULL, "the region, for C code of other extensions", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef view_methods[] = {
     {"ring", view_ring, METH_O, "ring(index) -> Ring"},
     {"make_ring", view_make_ring, METH_VARARGS, "make_ring(index, dir, slots, ringid, owner, name, bufs) -> Ring"},
@@ -176,6 +187,7 @@ static PyTypeObject view_type = {
     .tp_init = view_init,
     .tp_dealloc = view_dealloc,
     .tp_methods = view_methods,
+    .tp_getset = view_fields,
 };
 
 int pr_add_view(PyObject *m)

@@ -97,6 +97,7 @@ enum { /* pr_meta.flags */
     PR_META_GSO = 2,         /* a super-frame: the gso_ fields hold; its pieces are what the wire sees */
     PR_META_CSUM_DONE = 4,   /* the kernel says that the checksum was verified */
     PR_META_TRUNCATED = 8,   /* wire_len > the bytes here (snap length) */
+    PR_META_HASH = 16,       /* `hash` is one */
 };
 
 /* Facts about the frame whose first buffer this is; whoever owns the buffer owns the entry. */
@@ -113,7 +114,9 @@ struct pr_meta {
     uint16_t csum_start;
     uint16_t csum_offset;
     uint16_t out;       /* number of the port it is to leave by, while it is on its way to another worker */
-    uint8_t spare[32];
+    uint32_t life;      /* while it is queued: which life of `port`, and which vnet that was (engine/netisr_queue.h) */
+    uint32_t allowed;   /* while it is queued: the word by which that vnet lets the protocol in */
+    uint8_t spare[24];
 };
 _Static_assert(sizeof(struct pr_meta) == 64, "one cache line a buffer");
 

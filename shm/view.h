@@ -8,6 +8,7 @@
 #include "device.h"
 
 #define PR_RINGH_CAPSULE "pktring.ring"
+#define PR_REGION_CAPSULE "pktring.region" /* struct pr_region *, for C code of other extensions */
 
 /* Holds the three mapped segments (buffer protocol) for as long as anybody uses the view. */
 typedef struct {
