@@ -170,10 +170,10 @@ static void run_per_frame(struct pr_handlers *hs, struct pr_handler *h, struct p
 
 /* ---- callbacks in Python ---- */
 
-/* What the callback said about a frame: a number of 32 bits, -1 = it is not wanted; `silent` for None and for what was
- * raised. Takes the GIL. */
-static int64_t ask(struct pr_handlers *hs, uint32_t proto, int which, const uint64_t *desc, uint32_t n, uint32_t source,
-                   int64_t silent)
+/* What the callback says about a frame: 0 to 4294967295, or -1 = it is not wanted. 0 = it says nothing: None, or it failed.
+ * Takes the GIL. */
+static int ask(struct pr_handlers *hs, uint32_t proto, int which, const uint64_t *desc, uint32_t n, uint32_t source,
+               int64_t *answer)
 {
     PrHandlers *t = table_of(hs);
     PrFrames *frames = NULL;
@@ -183,20 +183,19 @@ static int64_t ask(struct pr_handlers *hs, uint32_t proto, int which, const uint
         said = PyObject_CallFunction(t->asked[proto][which], "OI", view, source);
     else if (view)
         said = PyObject_CallOneArg(t->asked[proto][which], view);
-    int64_t answer = said && said != Py_None ? PyLong_AsLongLong(said) : silent;
-    if (!PyErr_Occurred() && answer != silent && (answer < -1 || answer > UINT32_MAX))
-        PyErr_Format(PyExc_ValueError, "it said %lld: 0 to 4294967295, or -1, is wanted", (long long)answer);
-    if (PyErr_Occurred()) {
+    *answer = said && said != Py_None ? PyLong_AsLongLong(said) : 0;
+    if (!PyErr_Occurred() && (*answer < -1 || *answer > UINT32_MAX))
+        PyErr_Format(PyExc_ValueError, "it said %R: 0 to 4294967295, or -1, is wanted", said);
+    int answered = !PyErr_Occurred() && said != Py_None;
+    if (PyErr_Occurred())
         failed(t, &t->hs.h[proto], 0);
-        answer = silent;
-    }
     Py_XDECREF(said);
     if (view)
         pr_frames_shut(view);
     Py_XDECREF(batch);
     Py_XDECREF(frames);
     PyGILState_Release(gil);
-    return answer;
+    return answered;
 }
 
 /* The callback has disposed of the frame: netisr asks no more. */
@@ -209,20 +208,23 @@ static int unwanted(const struct pr_handlers *hs, const uint64_t *desc, uint32_t
 
 static int ask_m2flow(void *ctx, uint32_t proto, uint64_t *desc, uint32_t n, uint32_t *hash)
 {
-    int64_t answer = ask(ctx, proto, M2FLOW, desc, n, 0, -2);
-    if (answer == -1)
+    int64_t answer;
+    if (!ask(ctx, proto, M2FLOW, desc, n, 0, &answer))
+        return 0;
+    if (answer < 0)
         return unwanted(ctx, desc, n);
-    if (answer >= 0)
-        *hash = (uint32_t)answer;
-    return answer >= 0;
+    *hash = (uint32_t)answer;
+    return 1;
 }
 
 static int ask_m2cpuid(void *ctx, uint32_t proto, uint64_t *desc, uint32_t n, uint32_t source, uint32_t *v)
 {
-    int64_t answer = ask(ctx, proto, M2CPUID, desc, n, source, PR_ANY_CPU);
-    if (answer < 0)
-        return unwanted(ctx, desc, n);
-    *v = (uint32_t)answer;
+    int64_t answer;
+    if (ask(ctx, proto, M2CPUID, desc, n, source, &answer)) {
+        if (answer < 0)
+            return unwanted(ctx, desc, n);
+        *v = (uint32_t)answer;
+    }
     return 0;
 }
 

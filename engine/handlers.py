@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -113,7 +114,9 @@ def _import(text: str, module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as why:
         if why.name and (module == why.name or module.startswith(why.name + ".")):
-            raise _bad(text, f"there is no module {why.name!r}: is its folder in PYTHONPATH?") from None
+            meant = difflib.get_close_matches(text.partition(":")[0], BUILTINS, 1)
+            hint = f"did you mean the built-in {meant[0]}" if meant else "is its folder in PYTHONPATH"
+            raise _bad(text, f"there is no module {why.name!r}: {hint}?") from None
         raise _bad(text, f"importing {module} fails: {why}: install what it imports") from why
     except (Exception, SystemExit) as why:
         raise _bad(text, f"importing {module} fails: {_line(why)}: run it by itself") from why
