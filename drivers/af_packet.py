@@ -2,23 +2,28 @@
 
 Watching (the default of an opened port) leaves the host its traffic and sees both directions; taking receives in place
 of the host's stack (`taking.py` drops behind us). The sockets are set up here, once; frames flow in af_packet_*.c.
+
+Everything that serves the interface hangs on descriptors: rings, fanout group and promiscuity on the sockets, the taking on
+its own. So whoever holds copies of them is this device too (`hand_on`, `adopt`), and closing one's copies takes nothing
+from the others. Only what `follow` puts behind the same numbers, when several queues are bound again, is not in the copies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
-from .link import LinkEvent, LinkFacts, facts, find
+from .link import LinkEvent, LinkFacts, LinkWatch, facts, find, recalled
 from .taking import HostDrop
 
 ETH_P_ALL = 3
@@ -45,18 +50,29 @@ OPTIONS = {
 
 @dataclass
 class Queue:
-    """One queue: its sockets, the C device over them, and the descriptors to wait on."""
+    """One queue: its sockets, the C device over them, and the descriptors to wait on. One that only sends has no `rx`."""
 
     device: object
     rx_fd: int
     tx_fd: int
     core: _drivers.AfPacketQueue
-    sockets: list[socket.socket]
+    rx: socket.socket | None
+    tx: socket.socket
+    vnet: bool  # what is sent has a virtio-net header in front
     piece: int  # bytes of a block or frame of the receive ring
+    sends = True
+
+    @property
+    def receives(self) -> bool:
+        """Whether a receive ring is to be bound to it."""
+        return self.rx is not None
 
 
 class AfPacket(Device):
-    """An interface served by AF_PACKET sockets."""
+    """An interface served by AF_PACKET sockets.
+
+    `queues` receive and send; with a larger `tx_queues` those beyond only send. `handed`: what `hand_on` returned in another process.
+    """
 
     kind = "af_packet"
 
@@ -67,48 +83,59 @@ class AfPacket(Device):
         take: bool = False,
         promisc: bool = True,
         queues: int = 1,
+        tx_queues: int = 0,
         netns_name: str | None = None,
         port: int = 0,
         options: dict[str, str] | None = None,
+        handed: tuple[dict, list[int]] | None = None,
     ):
         options = options or {}
         self.interface = interface
-        self.netns = netns_name
+        self.netns = self._given_netns = netns_name
         self.take = take
         self.promisc = promisc
         self.n_queues = queues
+        self.n_tx_queues = max(queues, tx_queues)
         self.port = port
+        self.options = options
         self.mode = options.get("rx", "frames" if take else "blocks")
         if self.mode not in ("blocks", "frames"):
             raise Error("E_OPTION", f"rx={self.mode}: blocks or frames")
         self.buffer = _mib(options.get("buffer", "32"))
         self.bypass = options.get("bypass", "0") == "1"
         self.queues: list[Queue] = []
+        self._sockets: list[socket.socket] = []
         self._drop: HostDrop | None = None
-        self.link: LinkFacts = facts(interface, netns_name)
-        self._open()
-
-    def _open(self) -> None:
-        self.link = facts(self.interface, self.netns)
+        self._gone = False  # the interface, as of the last event
+        self._netns_inode = handed[0]["netns_inode"] if handed else netns.identity(netns_name)
+        self.link: LinkFacts
         try:
-            with netns.entered(self.netns):
-                for _ in range(self.n_queues):
-                    self.queues.append(self._queue())
-            if self.n_queues > 1:
-                self._fan_out()
-            if self.take:
-                self._drop = HostDrop(self.interface, self.netns)
+            self._adopt(*handed) if handed else self._open()
         except BaseException:
             self.close()
             raise
 
-    def _queue(self) -> Queue:
-        rx, piece, map_ = self._receiver()
-        try:
-            tx = self._socket()
-        except BaseException:
-            rx.close()
-            raise
+    def _open(self) -> None:
+        self.link = facts(self.interface, self.netns)
+        with netns.entered(self.netns):
+            for i in range(self.n_tx_queues):
+                rx, piece, map_ = self._receiver() if i < self.n_queues else (None, 0, None)
+                self._sockets += [rx] if rx else []
+                tx, vnet = self._sender()
+                self._sockets.append(tx)
+                self._add(rx, tx, vnet, piece, map_)
+        if self.n_queues > 1:
+            self._fan_out()
+        if self.take:
+            self._drop = HostDrop(self.interface, self.netns)
+
+    def _add(self, rx: socket.socket | None, tx: socket.socket, vnet: bool, piece: int, map_: mmap.mmap | None) -> None:
+        rx_fd = rx.fileno() if rx else -1
+        core = _drivers.AfPacketQueue(rx_fd, tx.fileno(), self.port, vnet, map_, piece, self.mode == "blocks")
+        self.queues.append(Queue(core.device, rx_fd, tx.fileno(), core, rx, tx, vnet, piece))
+
+    def _sender(self) -> tuple[socket.socket, bool]:
+        tx = self._socket()
         try:
             self._set(tx, SO_SNDBUFFORCE, SNDBUF, fallback=socket.SO_SNDBUF)
             vnet = self._try(tx, PACKET_VNET_HDR, 1)
@@ -116,11 +143,9 @@ class AfPacket(Device):
                 self._try(tx, PACKET_QDISC_BYPASS, 1)
             self._bind(tx, 0)
         except BaseException:
-            rx.close()
             tx.close()
             raise
-        core = _drivers.AfPacketQueue(rx.fileno(), tx.fileno(), self.port, vnet, map_, piece, self.mode == "blocks")
-        return Queue(core.device, rx.fileno(), tx.fileno(), core, [rx, tx], piece)
+        return tx, vnet
 
     def _receiver(self, piece: int = 0) -> tuple[socket.socket, int, mmap.mmap]:
         rx = self._socket()
@@ -164,9 +189,12 @@ class AfPacket(Device):
             request = struct.pack("4I", block, self.buffer // block, piece, self.buffer // piece)
         try:
             rx.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            return piece, mmap.mmap(rx.fileno(), self.buffer, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            return piece, self._mapped(rx)
         except OSError as why:
             raise Error("E_RING", f"{self.interface}: a ring of {self.buffer} bytes: {why.strerror}: ask for less, ?buffer=8") from None
+
+    def _mapped(self, rx: socket.socket) -> mmap.mmap:
+        return mmap.mmap(rx.fileno(), self.buffer, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def _bind(self, sock: socket.socket, protocol: int) -> None:
         try:
@@ -179,21 +207,22 @@ class AfPacket(Device):
 
     def _fan_out(self) -> None:
         """Spread flows over the queues; fragments are put together first, or their pieces would part company."""
+        receivers = [queue.rx for queue in self.queues if queue.rx]
         group = (os.getpid() ^ self.link.ifindex << 8 ^ self.port << 4) & 0xFFFF
         for _ in range(64):
             word = group | (PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_DEFRAG) << 16
             try:
-                for queue in self.queues:
-                    queue.sockets[0].setsockopt(SOL_PACKET, PACKET_FANOUT, struct.pack("I", word))
+                for rx in receivers:
+                    rx.setsockopt(SOL_PACKET, PACKET_FANOUT, struct.pack("I", word))
                 break
             except OSError as why:
-                if why.errno != errno.EINVAL or queue is not self.queues[0]:
+                if why.errno != errno.EINVAL or rx is not receivers[0]:
                     raise Error("E_FANOUT", f"{self.interface}: {why.strerror}: ask for one queue") from None
                 group = (group + 1) & 0xFFFF  # somebody else's group, of another kind
         else:
             raise Error("E_FANOUT", f"{self.interface}: no fanout group is free: ask for one queue")
-        for queue in self.queues:
-            queue.sockets[0].setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        for rx in receivers:
+            rx.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
     @staticmethod
     def _try(sock: socket.socket, option: int, value: int) -> bool:
@@ -227,7 +256,8 @@ class AfPacket(Device):
             "up": self.link.up,
             "mode": "taking" if self.take else "watching",
             "rx": self.mode,
-            "queues": len(self.queues),
+            "queues": self.n_queues,
+            "tx_queues": self.n_tx_queues,
             "carries_gso": True,
         }
 
@@ -242,21 +272,24 @@ class AfPacket(Device):
             f"(tunnels) is dropped as drop_gso: if that grows, `ethtool -K {self.interface} {off}`"
         ]
 
-    def follow(self, event: LinkEvent) -> None:
-        """Keep up with what became of the interface."""
+    def follow(self, event: LinkEvent) -> bool:
+        """Keep up with what became of the interface. True = there are other sockets behind our descriptors now."""
         if event.kind in CARRIER:
+            self._gone = event.kind in ("gone", "moved")
             for queue in self.queues:
                 queue.core.carrier = CARRIER[event.kind]
+        self.link = self.link.heard(event)
         try:
             if event.kind == "renamed":
                 self.interface = event.name
                 if self._drop:
                     self._drop.follow(event.name)
             elif event.kind == "back":
-                self._rebind()
+                return self._rebind()
         except (Error, OSError):
             if self._is(event):
                 raise
+        return False
 
     def _is(self, event: LinkEvent) -> bool:
         """Whether the interface is still what the event says; else it is gone again already, and the next event says so."""
@@ -265,25 +298,35 @@ class AfPacket(Device):
         except Error:
             return False
 
-    def _rebind(self) -> None:
+    def _rebind(self) -> bool:
         """Bind again after the interface came back under its name: the old sockets, with all they hold, can be.
 
-        But not to receive once they were in a fanout group, which only their end would take them out of.
+        But not to receive once they were in a fanout group, which only their end would take them out of. What is bound already, by
+        the one we adopted this from, stays as it is.
         """
-        self.link = facts(self.interface, self.netns)
+        self.link = replace(facts(self.interface, self.netns), up=False, carrier=False)  # when it is up, another event says so
+        self._gone = False
+        deaf = [queue for queue in self.queues if queue.rx and not self._bound(queue.rx)]
+        renewed = bool(deaf) and self.n_queues > 1
         with netns.entered(self.netns):
             for queue in self.queues:
-                rx, tx = queue.sockets
-                self._bind(tx, 0)
-                if self.n_queues > 1:
-                    self._replace(queue)
-                else:
-                    self._bind(rx, ETH_P_ALL)
-                    self._listen_to_all(rx)
-        if self.n_queues > 1:
+                if not self._bound(queue.tx):
+                    self._bind(queue.tx, 0)
+            for queue in self.queues[: self.n_queues] if renewed else deaf:
+                self._replace(queue) if renewed else self._listen_again(queue)
+        if renewed:
             self._fan_out()
         if self._drop:
             self._drop.follow(self.interface)
+        return renewed
+
+    def _bound(self, sock: socket.socket) -> bool:
+        return sock.getsockname()[0] == self.interface
+
+    def _listen_again(self, queue: Queue) -> None:
+        assert queue.rx
+        self._listen_to_all(queue.rx)
+        self._bind(queue.rx, ETH_P_ALL)  # last: whoever finds it bound need not do the rest
 
     def _replace(self, queue: Queue) -> None:
         new, _, map_ = self._receiver(queue.piece)
@@ -291,15 +334,83 @@ class AfPacket(Device):
             os.dup2(new.fileno(), queue.rx_fd, inheritable=False)
         queue.core.renew(map_)
 
+    # ---- from process to process ----
+
+    def watch(self) -> LinkWatch:
+        """Watch the link, from what we know of it on: what we have not been told yet is told first."""
+        return LinkWatch.resumed(self.interface, None if self._gone else self.link.seen, self.netns)
+
+    @property
+    def carrier(self) -> bool:
+        """Whether what is sent can leave, as of the last event."""
+        return bool(self.queues[0].core.carrier)
+
+    def hand_on(self) -> tuple[dict, list[int]]:
+        """Return what another process needs to be this device too: facts for JSON, and descriptors, in order, for SCM_RIGHTS.
+
+        Both stay ours. What the copies do not show (a rename, a carrier lost) the adopter learns from its own watch.
+        """
+        drop, drop_fd = self._drop.hand_on() if self._drop else (None, -1)
+        state = {
+            "driver": self.kind,
+            "interface": self.interface,
+            "how": {
+                "take": self.take,
+                "promisc": self.promisc,
+                "queues": self.n_queues,
+                "tx_queues": self.n_tx_queues,
+                "netns_name": self.netns,
+                "port": self.port,
+                "options": self.options,
+            },
+            "netns_inode": self._netns_inode,
+            "link": self.link.told(),
+            "gone": self._gone,
+            "carrier": self.carrier,
+            "pieces": [queue.piece for queue in self.queues],
+            "vnet": [queue.vnet for queue in self.queues],
+            "drop": drop,
+        }
+        fds = [fd for queue in self.queues for fd in (queue.rx_fd, queue.tx_fd)]
+        return state, [fd for fd in (*fds, drop_fd) if fd >= 0]
+
+    @classmethod
+    def adopt(cls, state: dict, fds: list[int]) -> AfPacket:
+        """Be a device that another process handed on. The descriptors are ours from now on, also when this fails."""
+        return cls(state["interface"], **state["how"], handed=(state, fds))
+
+    def _adopt(self, state: dict, fds: list[int]) -> None:
+        left = list(fds)
+        try:
+            while len(left) > self.take:
+                self._sockets.append(socket.socket(fileno=left[0]))
+                left.pop(0)
+            if self.take:
+                self._drop = HostDrop.adopt(state["drop"], left.pop())
+        finally:
+            for fd in left:
+                os.close(fd)
+        self.netns = netns.of_socket(self._sockets[0].fileno(), self.netns, self._netns_inode)
+        sockets = iter(self._sockets)
+        for i, (piece, vnet) in enumerate(zip(state["pieces"], state["vnet"], strict=True)):
+            rx = next(sockets) if i < self.n_queues else None
+            self._add(rx, next(sockets), vnet, piece, self._mapped(rx) if rx else None)
+            self.queues[i].core.carrier = state["carrier"]
+        self.link, self._gone = recalled(state["link"]), state["gone"]
+        with contextlib.suppress(Error):  # gone, or renamed: our watch will tell
+            self.link = facts(self.interface, self.netns).as_told(self.link)
+
     def close(self) -> None:
-        """Give everything back, and the host its traffic."""
+        """Give everything back, and the host its traffic; not before the last process that holds copies does."""
         if self._drop:
             self._drop.close()
             self._drop = None
-        for queue in self.queues:
-            for sock in queue.sockets:
-                sock.close()
-        self.queues = []
+        for sock in self._sockets:
+            sock.close()
+        self._sockets, self.queues = [], []
+        if self.netns != self._given_netns:
+            netns.let_go(self.netns)
+            self.netns = self._given_netns
 
 
 def _deafen(rx: socket.socket) -> None:

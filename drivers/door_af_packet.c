@@ -23,9 +23,15 @@ static void queue_dealloc(PyObject *self)
 
 static const struct pr_device_ops blocks_ops = {"af_packet blocks", pr_afp_rx_blocks, pr_afp_tx, pr_afp_stats};
 static const struct pr_device_ops frames_ops = {"af_packet frames", pr_afp_rx_frames, pr_afp_tx, pr_afp_stats};
+static const struct pr_device_ops tx_ops = {"af_packet sending", NULL, pr_afp_tx, NULL};
+
+static const struct pr_device_ops *ops_of(int receives, int blocks)
+{
+    return !receives ? &tx_ops : blocks ? &blocks_ops : &frames_ops;
+}
 
 /* AfPacketQueue(rx_fd, tx_fd, port, tx_vnet, map, piece, blocks): the map is the socket's receive ring, of blocks
- * (TPACKET_V3) or frames (TPACKET_V2) of `piece` bytes. */
+ * (TPACKET_V3) or frames (TPACKET_V2) of `piece` bytes; None = it only sends. */
 static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"rx_fd", "tx_fd", "port", "tx_vnet", "map", "piece", "blocks", NULL};
@@ -35,16 +41,17 @@ static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
     unsigned port, piece;
     PyObject *map;
     if (q->mail || !PyArg_ParseTupleAndKeywords(args, kw, "iiIpOIp", names, &rx, &tx, &port, &vnet, &map, &piece, &blocks) ||
-        PyObject_GetBuffer(map, &o->map, PyBUF_WRITABLE) < 0)
+        (map != Py_None && PyObject_GetBuffer(map, &o->map, PyBUF_WRITABLE) < 0))
         return -1;
-    *q = (struct pr_afp){.dev = {.ops = blocks ? &blocks_ops : &frames_ops, .rx_fd = rx, .tx_fd = tx,
+    *q = (struct pr_afp){.dev = {.ops = ops_of(map != Py_None, blocks), .rx_fd = rx, .tx_fd = tx,
                                  .flags = vnet ? PR_DEV_CARRIES_GSO : 0},
                          .rx = rx, .tx = tx, .port = (uint16_t)port, .tx_vnet = vnet, .map = o->map.buf, .piece = piece,
                          .n_pieces = piece ? (uint32_t)((size_t)o->map.len / piece) : 0};
     q->mail = PyMem_RawCalloc(1, sizeof *q->mail);
     q->big = PyMem_RawCalloc(1, PR_AFP_LONGEST);
-    if (!q->mail || !q->big || !q->n_pieces) {
-        PyErr_SetString(q->n_pieces ? PyExc_MemoryError : PyExc_ValueError, "receive ring");
+    int fits = q->n_pieces || map == Py_None;
+    if (!q->mail || !q->big || !fits) {
+        PyErr_SetString(fits ? PyExc_MemoryError : PyExc_ValueError, "receive ring");
         return -1;
     }
     return 0;

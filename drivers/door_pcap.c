@@ -423,16 +423,18 @@ typedef struct {
 
 static int null_init(PyObject *self, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"frame", "count", NULL};
+    static char *names[] = {"frame", "count", "port", NULL};
     struct pr_null *p = &((Null *)self)->null;
     Py_buffer b = {0};
     unsigned long long count = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "|y*K", names, &b, &count))
+    unsigned port = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "|y*KI", names, &b, &count, &port))
         return -1;
     int fits = b.len <= PR_NULL_LONGEST;
     if (fits) {
         p->dev = (struct pr_device){.ops = &pr_null_ops, .rx_fd = -1, .tx_fd = -1};
         p->left = count ? count : UINT64_MAX;
+        p->port = (uint16_t)port;
         p->len = (uint32_t)b.len;
         if (b.len)
             memcpy(p->template, b.buf, (size_t)b.len);

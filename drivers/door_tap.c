@@ -71,6 +71,7 @@ static PyGetSetDef queue_fields[] = {
 static PyMemberDef queue_members[] = {
     {"mtu", T_UINT, offsetof(TapQueue, q.mtu), 0, "longer frames are dropped; follows the interface's"},
     {"gone", T_INT, offsetof(TapQueue, q.gone), 0, "fd is no TAP but a copy of quiet; cleared by whoever put one there"},
+    {"queue_drops", T_ULONGLONG, offsetof(TapQueue, q.queue_drops), 0, "the device's drops that are counted already"},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -21,13 +21,15 @@ present and report how it differs from what we knew. A carrier that comes may be
 may arrive already, while the kernel drops what is sent and send(2) does not say so.
 """
 
+from __future__ import annotations
+
 import contextlib
 import difflib
 import errno
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pktring.drivers import ethtool
@@ -39,6 +41,7 @@ if TYPE_CHECKING:  # pyroute2 takes 0.15 s to import: below, only when something
 NETLINK_ROUTE, RTMGRP_LINK = 0, 1
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 HEADERS = struct.Struct("=4xH10xBxxxi")  # nlmsghdr's type, ifinfomsg's family and index
+NLMSG_ERROR = 2
 IFF_UP, IFF_LOWER_UP = 1 << 0, 1 << 16
 IFNAMSIZ = 16
 RTEXT_FILTER_SKIP_STATS = 1 << 3  # a third of the message, and nobody reads it here
@@ -77,6 +80,26 @@ class LinkFacts:
     offloads: dict[str, bool]  # by the names of ethtool.OFFLOADS
     default_route: bool  # packets to the world leave here
 
+    @property
+    def seen(self) -> Link:
+        """What a watch compares."""
+        return Link(self.ifindex, self.name, self.mtu, "down" if not self.up else "up" if self.carrier else "no_carrier")
+
+    def heard(self, event: LinkEvent) -> LinkFacts:
+        """Return what they are after an event."""
+        up, carrier = STATES.get(event.kind, (self.up, self.carrier))
+        return replace(self, name=event.name, mtu=event.mtu, up=up, carrier=carrier)
+
+    def as_told(self, was: LinkFacts) -> LinkFacts:
+        """Return them with what events tell as it was told last; all as it was, where it is another interface by now."""
+        if self.ifindex != was.ifindex:
+            return was
+        return replace(self, name=was.name, mtu=was.mtu, up=was.up, carrier=was.carrier)
+
+    def told(self) -> dict:
+        """Return them for JSON, and for `recalled` in another process."""
+        return asdict(self) | {"mac": self.mac.hex()}
+
 
 class Link(NamedTuple):
     """The part of an interface that the watch compares."""
@@ -96,6 +119,15 @@ class LinkEvent:
     name: str
     mtu: int
     line: str
+
+
+# By event: is it up, has it a carrier.
+STATES = {"up": (True, True), "no_carrier": (True, False), "down": (False, False), "gone": (False, False), "moved": (False, False)}
+
+
+def recalled(told: dict) -> LinkFacts:
+    """Return facts that another process told."""
+    return LinkFacts(**told | {"mac": bytes.fromhex(told["mac"])})
 
 
 def facts(ifname: str, netns: str | None = None) -> LinkFacts:
@@ -121,7 +153,7 @@ def interfaces(netns: str | None = None) -> list[LinkFacts]:
     return sorted(found, key=lambda link: link.ifindex)
 
 
-def messages(sock: socket.socket) -> "list[Message]":
+def messages(sock: socket.socket) -> list[Message]:
     """Return the kernel's message about every interface, undigested."""
     return _ask(sock, [], dump=True)
 
@@ -130,14 +162,27 @@ class LinkWatch:
     """Watch one interface: poll `fileno()`, take `events()`. Raises E_NO_INTERFACE when there is none of that name to begin with."""
 
     def __init__(self, ifname: str, netns: str | None = None):
+        with self._opened(netns), _named(self._asker, ifname, netns):
+            self._link: Link | None = _link(_asked(self._asker, ifname))
+            self.name = self._link.name
+
+    @classmethod
+    def resumed(cls, ifname: str, was: Link | None, netns: str | None = None) -> LinkWatch:
+        """Go on where another watch ended, which saw `was` last (None: it was gone). What changed since is told first, as events."""
+        watch = cls.__new__(cls)
+        watch._link, watch.name = was, ifname
+        with watch._opened(netns):
+            watch._news.send(_question(was.ifindex if was else 0))  # the answer makes it readable, whatever it is
+        return watch
+
+    @contextlib.contextmanager
+    def _opened(self, netns: str | None) -> Iterator[None]:
         with contextlib.ExitStack() as undo:
             self._news = undo.enter_context(_socket(netns, RTMGRP_LINK))  # before we ask: a change in between is told twice, not never
+            self._news.setblocking(False)
             self._asker = undo.enter_context(_socket(netns))
-            with _named(self._asker, ifname, netns):
-                self._link: Link | None = _link(_asked(self._asker, ifname))
+            yield
             undo.pop_all()
-        self._news.setblocking(False)
-        self.name = self._link.name
 
     def fileno(self) -> int:
         """Return a descriptor for poll, select and epoll: readable when there may be events."""
@@ -172,7 +217,7 @@ class LinkWatch:
         self._news.close()
         self._asker.close()
 
-    def __enter__(self) -> "LinkWatch":
+    def __enter__(self) -> LinkWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -181,6 +226,8 @@ class LinkWatch:
     def _told(self, datagram: bytes) -> list[LinkEvent]:
         # A notification is one message. Most are about other interfaces: the fixed headers say so, decoding the rest costs 0.2 ms.
         kind, family, ifindex = HEADERS.unpack_from(datagram)
+        if kind == NLMSG_ERROR:  # what `resumed` asked for is not there any more
+            return self._compared()
         if kind not in (RTM_NEWLINK, RTM_DELLINK) or family != socket.AF_UNSPEC or self.ifindex not in (None, ifindex):
             return []
         message = _decoded(datagram)
@@ -222,7 +269,7 @@ def _kinds(was: Link | None, now: Link | None, moved: bool) -> list[str]:
     return [kind for kind, is_so in differs.items() if is_so]
 
 
-def _link(message: "Message") -> Link:
+def _link(message: Message) -> Link:
     return Link(message["index"], message.get_attr("IFLA_IFNAME"), message.get_attr("IFLA_MTU"), _state(message["flags"]))
 
 
@@ -232,7 +279,7 @@ def _state(flags: int) -> str:
     return "up" if flags & IFF_LOWER_UP else "no_carrier"
 
 
-def _facts(sock: socket.socket, message: "Message", routes: frozenset[int]) -> LinkFacts:
+def _facts(sock: socket.socket, message: Message, routes: frozenset[int]) -> LinkFacts:
     name, fd = message.get_attr("IFLA_IFNAME"), sock.fileno()
     about = message.get_attr("IFLA_LINKINFO")
     kind = about.get_attr("IFLA_INFO_KIND") if about else ""
@@ -284,11 +331,11 @@ def _default_routes(sock: socket.socket) -> frozenset[int]:
     return route.default_routes(sock)
 
 
-def _asked(sock: socket.socket, ifname: str) -> "Message":
+def _asked(sock: socket.socket, ifname: str) -> Message:
     return _ask(sock, [("IFLA_IFNAME" if len(ifname) < IFNAMSIZ else "IFLA_ALT_IFNAME", ifname)])[0]
 
 
-def _ask(sock: socket.socket, attributes: list[tuple[str, str]], *, dump: bool = False) -> "list[Message]":
+def _ask(sock: socket.socket, attributes: list[tuple[str, str]], *, dump: bool = False) -> list[Message]:
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     from pktring.drivers import netlink
@@ -298,7 +345,18 @@ def _ask(sock: socket.socket, attributes: list[tuple[str, str]], *, dump: bool =
     return netlink.ask(sock, question, RTM_GETLINK, dump=dump)
 
 
-def _decoded(datagram: bytes) -> "Message":
+def _question(ifindex: int) -> bytes:
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    from pktring.drivers import netlink
+
+    question = ifinfmsg()
+    question["index"] = ifindex
+    question["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+    return netlink.encoded(question, RTM_GETLINK, 0)
+
+
+def _decoded(datagram: bytes) -> Message:
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     message = ifinfmsg(datagram)

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import difflib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from pktring.shm.errors import Error
 NAMED = "/run/netns"
 OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000
+SIOCGSKNS = 0x894C
 RIGHTS = "it takes CAP_SYS_ADMIN in its user namespace and in ours, and for pid:N the right to trace that process: see setns(2)"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -23,7 +25,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def entered(name: str | None) -> Iterator[None]:
-    """Hold the calling thread in the network namespace `name`: one of /run/netns, `pid:1234` for that process's, None for no change.
+    """Hold the calling thread in the network namespace `name`: one of /run/netns, `pid:1234` for that process's, `fd:5` for the one behind
+    that descriptor, None for no change.
 
     Raises E_NO_NETNS where there is none, E_PERM where the kernel does not let us in.
     """
@@ -56,14 +59,34 @@ def named() -> list[str]:
 def identity(name: str | None) -> int:
     """Return the number that is the namespace, whatever its name: its inode in nsfs (`readlink /proc/self/ns/net`)."""
     try:
-        return os.stat(OWN if name is None else _path(name)).st_ino
+        return os.stat(OWN if name is None else path(name)).st_ino
     except OSError as error:
         raise _missing(name, error) from None
 
 
+def of_socket(fd: int, name: str | None, inode: int) -> str | None:
+    """Return a name of the namespace that a socket or TAP was made in: `name`, if that still is the one with this inode, else an `fd:N`.
+
+    The descriptor is the caller's to close (`let_go`). A name may be gone by now, or another's: a pid's above all.
+    """
+    with contextlib.suppress(Error):
+        if identity(name) == inode:
+            return name
+    try:
+        return f"fd:{fcntl.ioctl(fd, SIOCGSKNS)}"
+    except OSError:  # not ours to know: whoever enters it is told
+        return name
+
+
+def let_go(name: str | None) -> None:
+    """Close what `of_socket` may have opened."""
+    if name and name.startswith("fd:"):
+        os.close(int(name[3:]))
+
+
 def _opened(name: str) -> int:
     try:
-        return os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _missing(name, error) from None
 
@@ -74,9 +97,12 @@ def _missing(name: str | None, error: OSError) -> Error:
     return Error("E_NO_NETNS", f"{name}: no such network namespace: {_advice(name or '')}")
 
 
-def _path(name: str) -> str:
+def path(name: str) -> str:
+    """Return the file that is the namespace. Raises E_NO_NETNS for what is no name."""
     if name.startswith("pid:") and name[4:].isdigit():
         return f"/proc/{name[4:]}/ns/net"
+    if name.startswith("fd:") and name[3:].isdigit():
+        return f"/proc/self/fd/{name[3:]}"
     if not name or "/" in name or name in (".", ".."):
         raise Error("E_NO_NETNS", f"{name!r} is no name of a network namespace: {_advice(name)}")
     return f"{NAMED}/{name}"

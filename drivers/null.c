@@ -12,7 +12,7 @@ int pr_null_rx(struct pr_device *dev, struct pr_ringh *h)
     clock_gettime(CLOCK_REALTIME, &t);
     uint64_t now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
     while (p->len && p->left && (used = pr_copy_in(h, at, left, &whole, 1, p->len))) {
-        *pr_meta_of(h->rg, h->ring->slot[at].buf_idx) = (struct pr_meta){.ts_ns = now};
+        *pr_meta_of(h->rg, h->ring->slot[at].buf_idx) = (struct pr_meta){.ts_ns = now, .port = p->port};
         at = pr_ahead(h, at, used);
         left -= used;
         p->left -= p->left != UINT64_MAX;

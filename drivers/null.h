@@ -10,6 +10,7 @@ struct pr_null {
     struct pr_device dev;
     uint64_t left; /* frames still to come, UINT64_MAX = no end */
     uint32_t len;  /* of a frame; 0 = nothing is ever received */
+    uint16_t port;
     uint8_t template[PR_NULL_LONGEST];
 };
 

@@ -18,11 +18,12 @@ HEADER = b"\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"  # to every
 
 @dataclass
 class Queue:
-    """The one queue: always worth a call."""
+    """The one queue there is: always worth a call."""
 
     device: object
     rx_fd: int = -1
     tx_fd: int = -1
+    receives = sends = True
 
 
 class Null(Device):
@@ -30,19 +31,33 @@ class Null(Device):
 
     kind = "null"
 
-    def __init__(self, frame: bytes = b"", count: int = 0):
-        self._frame, self._count = frame, count
-        self.queues = [Queue(_drivers.Null(frame, count).device)]
+    def __init__(self, frame: bytes = b"", count: int = 0, port: int = 0):
+        self._frame, self._count, self._port = frame, count, port
+        self.queues = [Queue(_drivers.Null(frame, count, port).device)]
 
     def facts(self) -> dict:
         """What this port is."""
         return {"driver": self.kind, "queues": 1, "len": len(self._frame), "count": self._count}
 
 
-def open(name: str, options: dict[str, str]) -> Null:
-    """Open the port `null:`; its name is nothing. Raises E_OPTION."""
+    def hand_on(self) -> tuple[dict, list[int]]:
+        """Return what another process needs to be this device too."""
+        return {"driver": self.kind, "len": len(self._frame), "count": self._count, "port": self._port}, []
+
+    @classmethod
+    def adopt(cls, state: dict, fds: list[int]) -> Null:
+        """Be a device that another process handed on."""
+        return cls(_frame(state["len"]), state["count"], state["port"])
+
+
+def open(name: str, options: dict[str, str], *, port: int = 0) -> Null:
+    """Open the port `null:`; its name is nothing. `port` is what the metadata of its frames says. Raises E_OPTION."""
     length, count = _number(options, "len", 65535), _number(options, "count", 1 << 63)
-    return Null(HEADER[:length].ljust(length, b"\0"), count)
+    return Null(_frame(length), count, port)
+
+
+def _frame(length: int) -> bytes:
+    return HEADER[:length].ljust(length, b"\0")
 
 
 def _number(options: dict[str, str], key: str, most: int) -> int:

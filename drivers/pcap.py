@@ -421,3 +421,8 @@ def _word(options: dict[str, str], key: str, words: Sequence[str]) -> str:
     if word not in words:
         raise Error("E_OPTION", f"{key}={word}: {' or '.join(words)}")
     return word
+
+
+def adopt(state: dict, fds: list[int]) -> Reader | Writer:
+    """Be a file that another process handed on."""
+    raise Error("E_HAND_ON", f"{state['name']}: files stay with their process")

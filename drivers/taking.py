@@ -114,7 +114,7 @@ class HostDrop:
         """Give the interface back to the host."""
         self._sock.close()
 
-    def __enter__(self) -> "HostDrop":
+    def __enter__(self) -> HostDrop:
         return self
 
     def __exit__(self, *_: object) -> None:

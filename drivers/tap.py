@@ -2,6 +2,10 @@
 
 One that does not exist is made, and goes with us unless it is told to persist; a persistent one is attached to. The frames flow in tap.c.
 What crosses is virtio-net headers and super-frames, so that TCP runs at the size of a TSO frame and not of the MTU.
+
+Of several queues each receives and sends, for the kernel has no others. It deals flows to them by their hash, but a flow that was
+written to a queue comes out of that one. Who only sends writes to the queue of another: a write is a frame, whoever else writes.
+The interface is there, with its carrier, as long as any process holds a descriptor of it.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
 from . import _drivers, netns
-from .link import LinkEvent, LinkFacts, facts
+from .link import LinkEvent, LinkFacts, LinkWatch, facts, recalled
 
 DEVICE = "/dev/net/tun"
 NET_DEV = "/proc/thread-self/net/dev"
@@ -55,12 +59,18 @@ OPTIONS = {
 
 @dataclass
 class Queue:
-    """One queue: its descriptor, for both directions, and the C device over it."""
+    """One queue: its descriptor, for both directions, and the C device over it. One that only sends has no `rx_fd`."""
 
     device: object
     rx_fd: int
     tx_fd: int
     core: _drivers.TapQueue
+    sends = True
+
+    @property
+    def receives(self) -> bool:
+        """Whether a receive ring is to be bound to it."""
+        return self.rx_fd >= 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,8 @@ class Wanted:
 class Tap(Device):
     """A TAP device and its queues. Raises E_NAME, E_OPTION, E_PERM, E_TAP_BUSY, E_NOT_TAP.
 
-    Frames are read straight into the ring's own slots.
+    Frames are read straight into the ring's own slots. `queues` receive and send; with a larger `tx_queues` those beyond only send.
+    `handed`: what `hand_on` returned in another process.
     """
 
     kind = "tap"
@@ -87,39 +98,55 @@ class Tap(Device):
         name: str,
         *,
         queues: int = 1,
+        tx_queues: int = 0,
         netns_name: str | None = None,
         port: int = 0,
         options: dict[str, str] | None = None,
+        handed: tuple[dict, list[int]] | None = None,
     ):
         self.interface = _checked_name(name)
-        self.wanted = _wanted(options or {})
+        self.options = options or {}
+        self.wanted = _wanted(self.options)
         if not 1 <= queues <= QUEUES_MAX:
             raise Error("E_OPTION", f"queues={queues}: a TAP has 1 to {QUEUES_MAX}")
-        self.home = netns_name  # where it is made, whatever namespace it is moved to later
+        self.n_queues, self.n_tx_queues = queues, max(queues, tx_queues)
+        self.home = self._given_home = netns_name  # where it is made, whatever namespace it is moved to later
         self.netns = netns_name
         self.port = port
         self.offloads: list[str] = []
         self.queues: list[Queue] = []
+        self.link: LinkFacts
+        self._gone = False  # the interface, as of the last event
         self._flags = 0
         self._net_dev = -1
+        self._home_inode = handed[0]["home_inode"] if handed else netns.identity(netns_name)
         self._quiet = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        fds: list[int] = []
+        fds = list(handed[1]) if handed else []
         try:
-            with netns.entered(self.home):
-                for _ in range(queues):
-                    fds.append(self._attached(multi=queues > 1))
-                self._dress(fds[0])
-            self.link: LinkFacts = facts(self.interface, self.home)
-            for fd in fds:
-                core = _drivers.TapQueue(fd, self._quiet, port, self.link.mtu)
-                self.queues.append(Queue(core.device, fd, fd, core))
-            self._look(anew=True)
+            if handed:
+                self._adopt(handed[0], fds)
+            else:
+                self._open(fds)
         except BaseException:
             for fd in fds:
                 os.close(fd)
             self.queues = []
-            self.close()
+            self.let_go()
             raise
+
+    def _open(self, fds: list[int]) -> None:
+        with netns.entered(self.home):
+            for i in range(self.n_tx_queues):
+                fds.append(self._attached() if i < self.n_queues else os.dup(fds[i % self.n_queues]))
+            self._dress(fds[0])
+        self.link = facts(self.interface, self.home)
+        self._add(fds)
+        self._look(anew=True)
+
+    def _add(self, fds: list[int]) -> None:
+        for fd in fds:
+            core = _drivers.TapQueue(fd, self._quiet, self.port, self.link.mtu)
+            self.queues.append(Queue(core.device, fd if len(self.queues) < self.n_queues else -1, fd, core))
 
     # ---- the driver interface ----
 
@@ -133,7 +160,8 @@ class Tap(Device):
             "mtu": self.link.mtu,
             "up": self.link.up,
             "mode": "taking",  # what the host sends into a TAP is for us alone
-            "queues": len(self.queues),
+            "queues": self.n_queues,
+            "tx_queues": self.n_tx_queues,
             "multi_queue": bool(self._flags & IFF_MULTI_QUEUE),
             "persist": self.persistent,
             "carries_gso": True,
@@ -149,40 +177,44 @@ class Tap(Device):
             lines.append(f"{self.interface} is down: the host drops what is sent to it until `ip link set {self.interface} up`")
         return lines
 
-    def follow(self, event: LinkEvent) -> None:
-        """Keep up with what became of the interface."""
+    def follow(self, event: LinkEvent) -> bool:
+        """Keep up with what became of the interface. True = there is another TAP behind our descriptors now."""
         if event.kind == "back":
-            self.rebind()
-        elif event.kind != "gone":
+            return self.rebind()
+        self._gone = event.kind == "gone"
+        if not self._gone:
             try:
                 self.refresh()
             except Error as why:
                 if why.code not in ("E_PORT_GONE", "E_NO_INTERFACE"):  # gone since: the next event says so
                     raise
+        return False
 
-    def rebind(self) -> None:
-        """Attach again after the TAP was deleted, to the one that has its name now or else to a new one."""
-        lost = [queue for queue in self.queues if _getiff(queue.rx_fd) is None]
+    def rebind(self) -> bool:
+        """Attach again after the TAP was deleted, to the one that has its name now or else to a new one. True = it had to be."""
+        lost = [i for i, queue in enumerate(self.queues) if _getiff(queue.tx_fd) is None]
         with netns.entered(self.home):
-            for queue in lost:
-                fd = self._attached(multi=len(self.queues) > 1)
-                os.dup2(fd, queue.rx_fd, inheritable=False)  # the number stays, for all who know it
+            for i in lost:
+                fd = self._attached() if i < self.n_queues else os.dup(self.queues[i % self.n_queues].tx_fd)
+                os.dup2(fd, self.queues[i].tx_fd, inheritable=False)  # the number stays, for all who know it
                 os.close(fd)
-                queue.core.gone = 0
+                self.queues[i].core.gone = 0
             if lost:
-                self._dress(self.queues[0].rx_fd)
+                self._dress(self.queues[0].tx_fd)
         self._look(anew=bool(lost))
+        self._gone = False
+        return bool(lost)
 
     def refresh(self) -> None:
         """Look at it again after it was renamed, moved to another namespace, or given another MTU. Raises E_PORT_GONE."""
         self._look(anew=False)
 
     def _look(self, anew: bool) -> None:
-        found = _getiff(self.queues[0].rx_fd)
+        found = _getiff(self.queues[0].tx_fd)
         if found is None:
             raise Error("E_PORT_GONE", f"{self.interface} is deleted: `rebind` makes or finds another")
         self.interface, self._flags = found
-        self.netns = _where(self.queues[0].rx_fd, self.home)
+        self.netns = _where(self.queues[0].tx_fd, self.home)
         self.link = facts(self.interface, self.netns)
         self._count_drops(anew)
         for queue in self.queues:
@@ -195,14 +227,14 @@ class Tap(Device):
             with netns.entered(self.netns):
                 net_dev = os.open(NET_DEV, os.O_RDONLY | os.O_CLOEXEC)
         else:
-            where, inode = _file(self.netns), netns.identity(self.netns)
+            where, inode = netns.path(self.netns), netns.identity(self.netns)
         self.queues[0].core.follow(net_dev, where, inode, self.interface, anew)
         self._close_net_dev()
         self._net_dev = net_dev
 
     def carrier(self, on: bool) -> None:
         """Plug the cable in or out, as the host sees it. Frames are taken either way: only a down interface refuses them."""
-        fcntl.ioctl(self.queues[0].rx_fd, TUNSETCARRIER, struct.pack("i", on))
+        fcntl.ioctl(self.queues[0].tx_fd, TUNSETCARRIER, struct.pack("i", on))
 
     @property
     def persistent(self) -> bool:
@@ -210,29 +242,84 @@ class Tap(Device):
         return bool(self._flags & IFF_PERSIST)
 
     def close(self) -> None:
-        """Let go: the interface vanishes, unless it persists, with its offloads off: whoever comes next may not know of them."""
+        """Give it back: it vanishes, unless it persists, with its offloads off: whoever comes next may not know of them."""
         if self.queues and self.persistent and not self._flags & IFF_MULTI_QUEUE:  # of many queues others may be at work
             with contextlib.suppress(OSError):
-                fcntl.ioctl(self.queues[0].rx_fd, TUNSETOFFLOAD, 0)
+                fcntl.ioctl(self.queues[0].tx_fd, TUNSETOFFLOAD, 0)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Drop our descriptors; the TAP stays as it is for the processes that hold copies, and goes with the last."""
         for queue in self.queues:
             queue.core.gone = 1
             queue.core.follow(-1, "", 0, "", False)
-            os.close(queue.rx_fd)
+            os.close(queue.tx_fd)
         self.queues = []
         self._close_net_dev()
         if self._quiet >= 0:
             os.close(self._quiet)
         self._quiet = -1
+        if self.home != self._given_home:
+            netns.let_go(self.home)
+            self.home = self._given_home
 
     def _close_net_dev(self) -> None:
         if self._net_dev >= 0:
             os.close(self._net_dev)
         self._net_dev = -1
 
+    # ---- from process to process ----
+
+    def watch(self) -> LinkWatch:
+        """Watch the link where it was made, from what we know of it on: what we have not been told yet is told first."""
+        there = not self._gone and self.netns == self.home
+        return LinkWatch.resumed(self.interface, self.link.seen if there else None, self.home)
+
+    def hand_on(self) -> tuple[dict, list[int]]:
+        """Return what another process needs to be this device too: facts for JSON, and a descriptor a queue. Both stay ours."""
+        state = {
+            "driver": self.kind,
+            "interface": self.interface,
+            "how": {
+                "queues": self.n_queues,
+                "tx_queues": self.n_tx_queues,
+                "netns_name": self.home,
+                "port": self.port,
+                "options": self.options,
+            },
+            "home_inode": self._home_inode,
+            "moved_to": self.netns if self.netns != self.home else None,
+            "flags": self._flags,
+            "offloads": self.offloads,
+            "link": self.link.told(),
+            "gone": self._gone,
+            "drops": self.queues[0].core.queue_drops,
+        }
+        return state, [queue.tx_fd for queue in self.queues]
+
+    @classmethod
+    def adopt(cls, state: dict, fds: list[int]) -> Tap:
+        """Be a device that another process handed on. The descriptors are ours from now on, also when this fails."""
+        return cls(state["interface"], **state["how"], handed=(state, fds))
+
+    def _adopt(self, state: dict, fds: list[int]) -> None:
+        self.home = netns.of_socket(fds[0], self.home, self._home_inode)
+        self.netns = state["moved_to"] or self.home
+        self._flags, self.offloads, self._gone = state["flags"], state["offloads"], state["gone"]
+        self.link = recalled(state["link"])
+        self._add(fds)
+        for queue in self.queues:
+            queue.core.gone = _getiff(queue.tx_fd) is None
+        self.queues[0].core.queue_drops = state["drops"]
+        with contextlib.suppress(Error):  # gone: our watch will tell
+            self._look(anew=False)
+            self.link = self.link.as_told(recalled(state["link"]))
+
     # ---- opening ----
 
-    def _attached(self, multi: bool) -> int:
+    def _attached(self) -> int:
         """Open one queue. Whether the device has many is a thing only the attempt tells: the wrong kind is EINVAL."""
+        multi = self.n_queues > 1
         fd = _open_device()
         try:
             for more in (IFF_MULTI_QUEUE,) if multi else (0, IFF_MULTI_QUEUE):
@@ -244,12 +331,12 @@ class Tap(Device):
                     refusal = why
                 if refusal.errno != errno.EINVAL:
                     break
-            raise self._explained(refusal, multi)
+            raise self._explained(refusal)
         except BaseException:
             os.close(fd)
             raise
 
-    def _explained(self, why: OSError, multi: bool) -> Error:
+    def _explained(self, why: OSError) -> Error:
         name = self.interface
         if why.errno == errno.EBUSY:
             pids = ", ".join(str(pid) for pid in holders(name)) or "another process"
@@ -259,10 +346,10 @@ class Tap(Device):
         if why.errno == errno.E2BIG:
             return Error("E_OPTION", f"{name}: all {QUEUES_MAX} queues of it are in use: ask for fewer")
         if why.errno == errno.EINVAL:
-            return self._mismatch(multi)
+            return self._mismatch()
         return Error("E_TAP", f"attach to {name}: {why.strerror}: see `ip -d link show {name}`")
 
-    def _mismatch(self, multi: bool) -> Error:
+    def _mismatch(self) -> Error:
         name = self.interface
         if name not in (there for _, there in socket.if_nameindex()):
             return Error("E_NAME", f"{name!r}: the kernel takes no such name: use letters and digits")
@@ -270,7 +357,7 @@ class Tap(Device):
         if link.kind != "tun" or link.arp_type != ARPHRD_ETHER:
             kind = "a tun" if link.kind == "tun" else link.kind or "hardware"
             return Error("E_NOT_TAP", f"{name} exists and is {kind}, not a tap: choose another name, or open it without `tap:`")
-        if multi:
+        if self.n_queues > 1:
             return Error("E_OPTION", f"{name} was made with one queue: ask for one, or `ip tuntap add {name} mode tap multi_queue`")
         return Error("E_TAP", f"attach to {name}: the kernel refuses: see `ip -d link show {name}`")
 
@@ -366,10 +453,6 @@ def _where(fd: int, home: str | None) -> str | None:
             if netns.identity(name) == inode:
                 return name
     return home
-
-
-def _file(name: str) -> str:
-    return f"/proc/{name[4:]}/ns/net" if name.startswith("pid:") else f"{netns.NAMED}/{name}"
 
 
 def _text(ifreq: bytes) -> str:

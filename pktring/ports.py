@@ -75,18 +75,14 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
     opens. `directions`: rx, tx or rxtx. `yes` takes an interface even if this host is reached through it.
     Raises E_NO_INTERFACE, E_PORT, E_OPTION, E_PERM, E_WOULD_CUT_HOST and what the driver and the region raise.
     """
-    from pktring.drivers.link import find
-
-    port = parse(name, find, **{k: _text(v) for k, v in keys.items() if v is not None})
+    port = _known(name, {k: _text(v) for k, v in keys.items() if v is not None})
     options = port.options
-    _check(options, port.driver)
-    if directions == "rxtx" and not DRIVERS[port.driver].both_ways:
-        directions = "rx"
+    wanted = _wanted(port, directions=directions, port_number=next(_numbers) & 0xFFFF, yes=yes)
+    directions = wanted.directions
     slots = _number(options, "slots", min(region.slots, DEFAULT_SLOTS) if region else DEFAULT_SLOTS, 2, 1 << 16)
-    queues = _number(options, "queues", 1, 1, 64)
-    home = region or _room_for(queues * (2 if directions == "rxtx" else 1), slots)
+    home = region or _room_for(wanted.queues * (2 if directions == "rxtx" else 1), slots)
     try:
-        device, watch = DRIVERS[port.driver].opener(port.name, options, home, directions, queues, yes)
+        device, watch = DRIVERS[port.driver].opener(port.name, wanted)
         try:
             opened = Port(name, home, device, watch, slots=slots, directions=directions, why=port.why)
         except BaseException:
@@ -101,63 +97,165 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
     return opened
 
 
+def open_device(
+    name: str,
+    *,
+    queues: int = 1,
+    tx_queues: int = 0,
+    directions: str = "rxtx",
+    take: bool = False,
+    port_number: int = 0,
+    yes: bool = False,
+) -> tuple[Device, Watch | None, str]:
+    """Open what is behind a port name, without rings: the device, the watch over its link, and why this driver.
+
+    `queues` and `take` hold where the name says nothing. `tx_queues` more than `queues`: the device's queues beyond only send.
+    `port_number` is put into the metadata of every frame. Raises as `open`.
+    """
+    port = _known(name, {})
+    wanted = _wanted(
+        port, queues=queues, tx_queues=tx_queues, directions=directions, take=take, port_number=port_number, yes=yes, numbered=True
+    )
+    return *DRIVERS[port.driver].opener(port.name, wanted), port.why
+
+
+def adopt_device(state: dict, fds: list[int]) -> tuple[Device, Watch | None]:
+    """Rebuild a device that another process handed on (`Device.hand_on`), and watch its link from what was known there on.
+
+    The descriptors are the device's from now on, also when this fails. Raises what the driver raises.
+    """
+    return DRIVERS[state["driver"]].adopter(state, fds)
+
+
 # ---- drivers ----
 
 
-def _open_af_packet(
-    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
-) -> tuple[Device, Watch | None]:
+@dataclass(frozen=True)
+class Wanted:
+    """How a device is to be opened."""
+
+    options: dict[str, str]
+    queues: int
+    tx_queues: int
+    directions: str  # rx, tx or rxtx
+    take: bool
+    port_number: int
+    yes: bool
+    numbered: bool  # the frames of a file say the port's number too, not their interface's in the file
+
+    @property
+    def netns(self) -> str | None:
+        return self.options.get("netns")
+
+
+def _wanted(
+    port: PortName,
+    *,
+    directions: str,
+    port_number: int,
+    yes: bool,
+    queues: int = 1,
+    tx_queues: int = 0,
+    take: bool = False,
+    numbered: bool = False,
+) -> Wanted:
+    options = port.options
+    if directions == "rxtx" and not DRIVERS[port.driver].both_ways:
+        directions = "rx"
+    n = _number(options, "queues", queues, 1, 64)
+    return Wanted(options, n, max(n, tx_queues), directions, _flag(options, "take", take), port_number, yes, numbered)
+
+
+def _known(name: str, keys: dict[str, str]) -> PortName:
+    from pktring.drivers.link import find
+
+    port = parse(name, find, **keys)
+    _check(port.options, port.driver)
+    return port
+
+
+def _open_af_packet(name: str, wanted: Wanted) -> tuple[Device, Watch | None]:
     from pktring.drivers.af_packet import AfPacket
     from pktring.drivers.link import LinkWatch
-    from pktring.drivers.taking import would_cut_host
 
-    netns = options.get("netns")
-    take = _flag(options, "take", False)
-    if take and not yes and (why := would_cut_host(name, netns)):
-        raise Error("E_WOULD_CUT_HOST", f"{name}: {why}: say --yes if you mean it")
+    if wanted.take and not wanted.yes:
+        from pktring.drivers.taking import would_cut_host
+
+        if why := would_cut_host(name, wanted.netns):
+            raise Error("E_WOULD_CUT_HOST", f"{name}: {why}: say --yes if you mean it")
     device = AfPacket(
         name,
-        take=take,
-        promisc=_flag(options, "promisc", True),
-        queues=queues,
-        netns_name=netns,
-        port=next(_numbers) & 0xFFFF,
-        options=options,
+        take=wanted.take,
+        promisc=_flag(wanted.options, "promisc", True),
+        queues=0 if wanted.directions == "tx" else wanted.queues,
+        tx_queues=wanted.tx_queues,
+        netns_name=wanted.netns,
+        port=wanted.port_number,
+        options=wanted.options,
     )
-    return device, LinkWatch(name, netns)
+    return _watched(device, lambda: LinkWatch(device.interface, wanted.netns))
 
 
-def _open_tap(
-    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
-) -> tuple[Device, Watch | None]:
+def _open_tap(name: str, wanted: Wanted) -> tuple[Device, Watch | None]:
     from pktring.drivers.link import LinkWatch
     from pktring.drivers.tap import Tap
 
-    netns = options.get("netns")
     device = Tap(
         name,
-        queues=queues,
-        netns_name=netns,
-        port=next(_numbers) & 0xFFFF,
-        options=options,
+        queues=wanted.queues,
+        tx_queues=wanted.tx_queues,
+        netns_name=wanted.netns,
+        port=wanted.port_number,
+        options=wanted.options,
     )
-    return device, LinkWatch(device.interface, netns)
+    return _watched(device, lambda: LinkWatch(device.interface, wanted.netns))
 
 
-def _open_pcap(
-    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
-) -> tuple[Device, Watch | None]:
+def _open_pcap(name: str, wanted: Wanted) -> tuple[Device, Watch | None]:
     from pktring.drivers import pcap
 
-    return pcap.open(name, options, direction="tx" if directions == "tx" else "rx"), None
+    direction = "tx" if wanted.directions == "tx" else "rx"
+    return pcap.open(name, wanted.options, direction=direction, port=wanted.port_number if wanted.numbered else None), None
 
 
-def _open_null(
-    name: str, options: dict[str, str], region: Region, directions: str, queues: int, yes: bool
-) -> tuple[Device, Watch | None]:
+def _open_null(name: str, wanted: Wanted) -> tuple[Device, Watch | None]:
     from pktring.drivers import null
 
-    return null.open(name, options), None
+    return null.open(name, wanted.options, port=wanted.port_number), None
+
+
+def _adopt_af_packet(state: dict, fds: list[int]) -> tuple[Device, Watch | None]:
+    from pktring.drivers.af_packet import AfPacket
+
+    device = AfPacket.adopt(state, fds)
+    return _watched(device, device.watch)
+
+
+def _adopt_tap(state: dict, fds: list[int]) -> tuple[Device, Watch | None]:
+    from pktring.drivers.tap import Tap
+
+    device = Tap.adopt(state, fds)
+    return _watched(device, device.watch)
+
+
+def _adopt_pcap(state: dict, fds: list[int]) -> tuple[Device, Watch | None]:
+    from pktring.drivers import pcap
+
+    return pcap.adopt(state, fds), None
+
+
+def _adopt_null(state: dict, fds: list[int]) -> tuple[Device, Watch | None]:
+    from pktring.drivers import null
+
+    return null.Null.adopt(state, fds), None
+
+
+def _watched(device: Device, watch: Callable[[], Watch]) -> tuple[Device, Watch | None]:
+    try:
+        return device, watch()
+    except BaseException:
+        device.let_go()
+        raise
 
 
 def _options_of(module: str) -> dict[str, str]:
@@ -170,16 +268,17 @@ def _options_of(module: str) -> dict[str, str]:
 class Driver:
     """How a kind of port is opened, and what it is for, in a line."""
 
-    opener: Callable[[str, dict[str, str], Region, str, int, bool], tuple[Device, Watch | None]]
+    opener: Callable[[str, Wanted], tuple[Device, Watch | None]]
+    adopter: Callable[[dict, list[int]], tuple[Device, Watch | None]]
     about: str
     both_ways: bool = True
 
 
 DRIVERS = {
-    "af_packet": Driver(_open_af_packet, "any interface, by AF_PACKET sockets"),
-    "tap": Driver(_open_tap, "a TAP device, made if it does not exist"),
-    "pcap": Driver(_open_pcap, "a capture file: read (pcap, pcapng), or written (pcapng)", both_ways=False),
-    "null": Driver(_open_null, "nowhere: swallows everything, or makes frames at full speed"),
+    "af_packet": Driver(_open_af_packet, _adopt_af_packet, "any interface, by AF_PACKET sockets"),
+    "tap": Driver(_open_tap, _adopt_tap, "a TAP device, made if it does not exist"),
+    "pcap": Driver(_open_pcap, _adopt_pcap, "a capture file: read (pcap, pcapng), or written (pcapng)", both_ways=False),
+    "null": Driver(_open_null, _adopt_null, "nowhere: swallows everything, or makes frames at full speed"),
 }
 
 
