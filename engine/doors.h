@@ -10,6 +10,8 @@ int pr_add_frames(PyObject *module);
 int pr_add_hand(PyObject *module);
 int pr_add_handlers(PyObject *module);
 int pr_add_hashes(PyObject *module);
+int pr_add_jail(PyObject *module);
 int pr_add_netisr(PyObject *module);
+int pr_add_worker(PyObject *module);
 
 #endif

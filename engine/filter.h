@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
+enum { PR_DIR_IN = 1, PR_DIR_OUT = 2 }; /* which of a port's frames are meant, as the host sees them */
+
 #define PR_FILTER_MAX BPF_MAXINSNS /* 4096 */
 
 /* Every instruction there is. A name of the second list has two: _k with the constant, _x with the index register. */

@@ -14,8 +14,6 @@
 #define PR_MAX_MIRRORS 8
 #define PR_MAX_PATHS 64
 
-enum { PR_DIR_IN = 1, PR_DIR_OUT = 2 };
-
 struct pr_path {
     struct pr_ringh *from, *to; /* to == NULL: frames are counted as delivered and go no further */
     const struct sock_filter *filter;
