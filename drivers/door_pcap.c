@@ -9,6 +9,7 @@
 #include "doors.h"
 #include "null.h"
 #include "pcap.h"
+#include "pcap_recount.h"
 
 #define TEXT_MOST 60000 /* an option's length has 16 bits */
 
@@ -133,6 +134,7 @@ static PyGetSetDef reader_fields[] = {
 };
 
 static PyMemberDef reader_members[] = {
+    {"fd", T_INT, offsetof(Reader, in.from.fd), READONLY, "-1 = closed"},
     {"errno", T_INT, offsetof(Reader, in.from.error), READONLY, "EBADMSG: the file is bad; else read(2)'s; 0 = none"},
     {"offset", T_ULONGLONG, offsetof(Reader, in.from.offset), READONLY, "bytes of the file that are behind us"},
     {NULL, 0, 0, 0, NULL},
@@ -207,18 +209,37 @@ static int describe(struct pr_pcap_out *p, uint32_t i, PyObject *item)
     return 0;
 }
 
+/* Go on with a file that another process began: where that was, its whole records in bytes, when the capture began, and
+ * the frames of each interface. */
+static int goes_on(struct pr_pcap_writer *w, int fd, PyObject *known)
+{
+    unsigned long long start, bytes, start_ns;
+    PyObject *frames;
+    if (!PyArg_ParseTuple(known, "KKKO!", &start, &bytes, &start_ns, &PyList_Type, &frames))
+        return -1;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frames) && i < (Py_ssize_t)w->n_ifs; i++)
+        w->ifs[i].frames = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(frames, i));
+    w->fd = fd;
+    w->is_file = is_file(fd);
+    w->start = start;
+    w->bytes = bytes;
+    w->start_ns = start_ns;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 static int writer_init(PyObject *self, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"fd", "interfaces", "hardware", "os", "application", "max_bytes", "patience_ms", NULL};
+    static char *names[] = {"fd", "interfaces", "hardware", "os", "application", "max_bytes", "patience_ms", "known",
+                            NULL};
     Writer *o = (Writer *)self;
     struct pr_pcap_out *p = &o->out;
     int fd;
-    PyObject *interfaces;
+    PyObject *interfaces, *known = Py_None;
     const char *hardware = "", *os = "", *application = "";
     unsigned long long max_bytes = 0;
     o->patience_ms = 2000;
-    if (p->to.buf || !PyArg_ParseTupleAndKeywords(args, kw, "iO!|sssKi", names, &fd, &PyList_Type, &interfaces,
-                                                  &hardware, &os, &application, &max_bytes, &o->patience_ms))
+    if (p->to.buf || !PyArg_ParseTupleAndKeywords(args, kw, "iO!|sssKiO", names, &fd, &PyList_Type, &interfaces,
+                                                  &hardware, &os, &application, &max_bytes, &o->patience_ms, &known))
         return -1;
     Py_ssize_t n = PyList_GET_SIZE(interfaces);
     if (n < 1 || n > PR_PCAP_INTERFACES)
@@ -244,6 +265,8 @@ static int writer_init(PyObject *self, PyObject *args, PyObject *kw)
     for (Py_ssize_t i = 0; i < n; i++)
         if (describe(p, (uint32_t)i, PyList_GET_ITEM(interfaces, i)) < 0)
             return -1;
+    if (known != Py_None)
+        return goes_on(w, fd, known);
     int refused;
     Py_BEGIN_ALLOW_THREADS
     refused = pr_pcap_start(w, fd, is_file(fd), o->patience_ms);
@@ -314,6 +337,14 @@ static PyObject *writer_rotate(PyObject *self, PyObject *args)
     return PyLong_FromLong(refused);
 }
 
+static void no_more(struct pr_pcap_out *p, int why)
+{
+    p->to.fd = p->dev.tx_fd = -1;
+    p->to.at = p->to.have = 0;
+    p->dev.error = why;
+    pr_pcap_pause(p, PR_PCAP_CLOSED);
+}
+
 static PyObject *writer_finish(PyObject *self, PyObject *args)
 {
     Writer *o = (Writer *)self;
@@ -323,11 +354,29 @@ static PyObject *writer_finish(PyObject *self, PyObject *args)
     int refused = end_file(o, stats);
     if (refused < 0)
         return NULL;
-    o->out.to.fd = o->out.dev.tx_fd = -1;
-    o->out.to.at = o->out.to.have = 0;
-    o->out.dev.error = refused;
-    pr_pcap_pause(&o->out, PR_PCAP_CLOSED);
+    no_more(&o->out, refused);
     return PyLong_FromLong(refused);
+}
+
+static PyObject *writer_leave(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    no_more(&((Writer *)self)->out, 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *writer_recount(PyObject *self, PyObject *arg)
+{
+    struct pr_pcap_writer *w = &((Writer *)self)->out.to;
+    int fd = (int)PyLong_AsLong(arg), ended;
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    ended = pr_pcap_recount(w, fd);
+    if (!ended && w->fd >= 0)
+        pr_pcap_cut_back(w, w->bytes);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(ended);
 }
 
 static PyObject *writer_resume(PyObject *self, PyObject *unused)
@@ -379,6 +428,8 @@ static PyObject *writer_frames(PyObject *self, void *unused)
 static PyMethodDef writer_methods[] = {
     {"rotate", writer_rotate, METH_VARARGS, "rotate(fd, stats=None): end the file, go on in this -> errno of its end"},
     {"finish", writer_finish, METH_VARARGS, "finish(stats=None): end the file, take no more -> errno, 0 = all well"},
+    {"leave", writer_leave, METH_NOARGS, "take no more, and leave the file to those who hold it too"},
+    {"recount", writer_recount, METH_O, "recount(fd to read by): count what others wrote, cut off half a record -> is it ended?"},
     {"resume", writer_resume, METH_NOARGS, "try again after an error"},
     {"dropped", writer_dropped, METH_VARARGS, "dropped(interface, n): n frames were lost before its next one"},
     {NULL, NULL, 0, NULL},
@@ -393,6 +444,8 @@ static PyGetSetDef writer_fields[] = {
 
 static PyMemberDef writer_members[] = {
     {"error", T_INT, offsetof(Writer, out.to.error), READONLY, "errno that stopped it, 0 = none"},
+    {"start", T_ULONGLONG, offsetof(Writer, out.to.start), READONLY, "where in the file our first byte lies"},
+    {"start_ns", T_ULONGLONG, offsetof(Writer, out.to.start_ns), READONLY, "when the capture began"},
     {"written", T_ULONGLONG, offsetof(Writer, out.to.bytes), READONLY, "bytes of whole records in this file"},
     {"max_bytes", T_ULONGLONG, offsetof(Writer, out.max_bytes), 0, "pause before the file grows past this, 0 = never"},
     {"until_ns", T_ULONGLONG, offsetof(Writer, out.until_ns), 0, "pause before a frame of this time, 0 = never"},
@@ -404,8 +457,9 @@ static PyTypeObject writer_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.drivers._drivers.PcapWriter",
     .tp_basicsize = sizeof(Writer),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "PcapWriter(fd, interfaces, hardware='', os='', application='', max_bytes=0, patience_ms=2000)\n\n"
-              "interfaces: [(name, description, filter, os, hardware, mac, speed, snaplen, port), ...]",
+    .tp_doc = "PcapWriter(fd, interfaces, hardware='', os='', application='', max_bytes=0, patience_ms=2000, known=None)\n\n"
+              "interfaces: [(name, description, filter, os, hardware, mac, speed, snaplen, port), ...]\n"
+              "known: (start, written, start_ns, [frames]) of a file that another process began",
     .tp_new = PyType_GenericNew,
     .tp_init = writer_init,
     .tp_dealloc = writer_dealloc,

@@ -7,6 +7,9 @@
     writer = Writer("cap.pcapng", [Interface("eth0")])      # a transmit ring; after a sync with writer.paused:
     writer.proceed()                                        # the next file of a rotation, or an error that says why not
 
+A file goes on in another process (`hand_on`, `adopt`): descriptors share one position. Where a reader stands its ring knows, and what
+a writer has written the file itself says. Who closes a writer ends the file, once; all others let go.
+
 The formats are in pcap_file.h, pcap_reader.h and pcap_writer.h, rotation in rotation.py.
 """
 
@@ -20,7 +23,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from pktring.shm.device import Device
@@ -41,6 +44,9 @@ OPTIONS = {
     "files": "how many of them, as tcpdump -W (writing; 0: any number)",
 }
 
+# Where a writer is in its row of files.
+PLACE = ("_start_s", "_count", "_spans", "_bytes_before", "_frames_before", "_told", "ended", "files")
+
 File = str | os.PathLike[str] | int
 
 
@@ -52,6 +58,16 @@ class Queue:
     rx_fd: int
     tx_fd: int
     core: _drivers.PcapReader | _drivers.PcapWriter
+
+    @property
+    def receives(self) -> bool:
+        """Whether it is a file that is read."""
+        return isinstance(self.core, _drivers.PcapReader)
+
+    @property
+    def sends(self) -> bool:
+        """Whether it is a file that is written."""
+        return not self.receives
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,20 @@ def open(name: str, options: dict[str, str], *, direction: str = "rx", port: int
     return Writer(name, [Interface("pktring", snaplen=min(snaplen, SNAPLEN))], rotation=rotation)
 
 
+def adopt(state: dict, fds: list[int]) -> Reader | Writer:
+    """Be a file that another process handed on. Its descriptor is ours from now on, also when this fails."""
+    try:
+        if state["direction"] == "rx":
+            how = {key: state[key] for key in ("port", "any_link")}
+            return Reader(fds[0], state["name"], owned=True, **how, handed=state)
+        interfaces = [Interface(**told | {"mac": told["mac"] and bytes.fromhex(told["mac"])}) for told in state["interfaces"]]
+        file = fds[0] if state["file"] is None else state["file"]
+        return Writer(file, interfaces, rotation=Rotation(**state["rotation"]), **state["how"], handed=(state, fds[0]))
+    except BaseException:
+        os.close(fds[0])
+        raise
+
+
 # ---- reading ----
 
 
@@ -114,13 +144,14 @@ class Reader(Device):
 
     kind = "pcap"
 
-    def __init__(self, fd: int, name: str, *, owned: bool, port: int | None, any_link: bool):
+    def __init__(self, fd: int, name: str, *, owned: bool, port: int | None, any_link: bool, handed: dict | None = None):
         self.name = name
         self._fd = fd if owned else -1
+        self._state = {"driver": self.kind, "direction": "rx", "name": name, "port": port, "any_link": any_link}
         self._core = _drivers.PcapReader(fd, -1 if port is None else port, any_link)
         self.is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-        self.first_ns: int | None = None
-        if self.is_file:
+        self.first_ns: int | None = handed["first_ns"] if handed else None
+        if self.is_file and not handed:
             _lock(fd, fcntl.LOCK_SH)  # against a writer who would truncate what is being read
             self.first_ns = self._core.look()
             if self.first_ns is None:
@@ -151,6 +182,10 @@ class Reader(Device):
     def warnings(self) -> list[str]:
         """What the user should know: interfaces whose frames lack counts of drops are no news, damage is."""
         return [self._core.trouble] if self._core.trouble else []
+
+    def hand_on(self) -> tuple[dict, list[int]]:
+        """Return what another process needs to read on, with the ring that knows how far we are. What is no file cannot be read on."""
+        return self._state | {"first_ns": self.first_ns}, [self._core.fd]
 
     def close(self) -> None:
         """Let the file go; rings that are still bound receive nothing more."""
@@ -188,6 +223,7 @@ class Writer(Device):
         fsync: bool = False,
         hardware: str = "",
         application: str = "pktring",
+        handed: tuple[dict, int] | None = None,
     ):
         self.rotation = rotation or Rotation()
         self.interfaces = list(interfaces) or [Interface("pktring")]
@@ -203,7 +239,8 @@ class Writer(Device):
         self.queues: list[Queue] = []
         if self.rotation and isinstance(self._file, int):
             raise Error("E_OPTION", "a descriptor cannot be rotated: name a file")
-        self._fd, self._owned = self._open_next()
+        self._how = {"mode": mode, "fsync": fsync, "hardware": hardware, "application": application}
+        self._fd, self._owned = self._adopt(*handed) if handed else self._open_next()
         uname = os.uname()
         described = [
             (i.name, i.description, i.filter, i.os, i.hardware, i.mac, i.speed, i.snaplen, n if i.port is None else i.port)
@@ -217,6 +254,7 @@ class Writer(Device):
                 os=f"{uname.sysname} {uname.release}",
                 application=application,
                 max_bytes=self.rotation.max_bytes,
+                known=tuple(handed[0]["known"]) if handed else None,
             )
         except OSError as why:
             self._abandon()
@@ -226,6 +264,43 @@ class Writer(Device):
             raise Error("E_OPTION", str(why)) from None
         self._core.until_ns = self.rotation.until_ns(self._start_s)
         self.queues = [Queue(self._core.device, -1, self._fd if self.is_pipe else -1, self._core)]
+
+    # ---- from process to process ----
+
+    def hand_on(self) -> tuple[dict, list[int]]:
+        """Return what another process needs to end the file, or to go on with it. The functions that were given stay here."""
+        state = {
+            "driver": self.kind,
+            "direction": "tx",
+            "file": None if isinstance(self._file, int) else os.fspath(self._file),
+            "interfaces": [asdict(i) | {"mac": i.mac and i.mac.hex()} for i in self.interfaces],
+            "rotation": asdict(self.rotation),
+            "how": self._how,
+            "at": {key: getattr(self, key) for key in PLACE},
+            "known": [self._core.start, self._core.written, self._core.start_ns, list(self._core.frames)],
+        }
+        return state, [self._fd]
+
+    def _adopt(self, state: dict, fd: int) -> tuple[int, bool]:
+        for key, value in state["at"].items():
+            setattr(self, key, value)
+        self.is_pipe = not stat.S_ISREG(os.fstat(fd).st_mode)
+        return fd, True
+
+    def _ended_elsewhere(self) -> bool:
+        """Count what other processes wrote, where nobody else may have. True = one of them ended the file."""
+        if self.is_pipe or isinstance(self._file, int) or os.fstat(self._fd).st_size == self._core.start + self._core.written:
+            return False
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return self._core.recount(fd)
+        finally:
+            os.close(fd)
+
+    def let_go(self) -> None:
+        """Leave the file as it is to those who hold it too."""
+        self._core.leave()
+        self._abandon()
 
     # ---- files ----
 
@@ -365,7 +440,9 @@ class Writer(Device):
 
         Raises E_CAPTURE_SPACE when its end finds no room and nobody was told yet.
         """
-        if self._fd >= 0:
+        if self._fd >= 0 and self._ended_elsewhere():
+            self.let_go()
+        elif self._fd >= 0:
             self._end_file()
 
 
@@ -421,8 +498,3 @@ def _word(options: dict[str, str], key: str, words: Sequence[str]) -> str:
     if word not in words:
         raise Error("E_OPTION", f"{key}={word}: {' or '.join(words)}")
     return word
-
-
-def adopt(state: dict, fds: list[int]) -> Reader | Writer:
-    """Be a file that another process handed on."""
-    raise Error("E_HAND_ON", f"{state['name']}: files stay with their process")

@@ -9,15 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from command import eventually
 from frames import number, numbered
-from lab import ETH_P_ALL, End, IPRoute, Lab
+from lab import End, IPRoute, Lab
 
 from pktring import ports
-from pktring.drivers import link
+from pktring.drivers import link, pcap
 from pktring.drivers.link import LinkWatch
 from pktring.drivers.netns import entered
 from pktring.drivers.tap import Tap
@@ -501,6 +500,101 @@ def test_the_end_of_a_persistent_tap_is_not_the_end_of_a_holder(net, region):
             assert facts_of(here).offloads == was
         assert facts_of(here).offloads != was
         net.delete(here.netns, "t0")
+
+
+# ---- files ----
+
+
+@contextlib.contextmanager
+def sending(region, device):
+    """A ring to put frames into the device."""
+    index, ring = region.make_ring(1, 256, f"tx{id(device)}", 0)
+    ring.bind(device.queues[0].device)
+    yield lambda frames: (ring.put(frames), ring.sync())
+    ring.bind(None)
+    region.drop_ring(index)
+
+
+def copy_of(device):
+    """The device once more, as another process would have it."""
+    state, fds = device.hand_on()
+    return ports.adopt_device(json.loads(json.dumps(state)), [os.dup(fd) for fd in fds])[0]
+
+
+def read(path):
+    """-> the frames of a capture file, and what its interfaces' statistics say was delivered"""
+    with Region.create(f"test-hand-on-read-{os.getpid()}", rings=4, slots=1024) as region, ports.open(f"pcap:{path}", region=region) as port:
+        frames = [bytes(frame) for batch in port.batches() for frame in batch]
+        return frames, [interface["stats"][4] for interface in port.device.interfaces]
+
+
+def writer(path, **how):
+    return pcap.Writer(path, [pcap.Interface("a", port=0, mac=bytes(6)), pcap.Interface("b", port=1)], **how)
+
+
+@pytest.mark.parametrize("last", ["writer", "heir"])
+def test_a_file_is_ended_once_by_whoever_closes_it_first_with_counts_of_all_who_wrote(tmp_path, region, last):
+    first = writer(tmp_path / "f")
+    with sending(region, first) as send:
+        send([numbered(i) for i in range(5)])
+        heir = copy_of(first)
+        send([numbered(i) for i in range(5, 9)])
+    before, after = (heir, first) if last == "writer" else (first, heir)
+    before.close()
+    after.close()
+    frames, delivered = read(tmp_path / "f")
+    assert frames == [numbered(i) for i in range(9)] and delivered == [9, 0]
+
+
+def test_half_a_record_of_one_who_died_is_cut_off(tmp_path, region):
+    first = writer(tmp_path / "f")
+    with sending(region, first) as send:
+        heir = copy_of(first)
+        send([numbered(0)])
+        whole = os.stat(tmp_path / "f").st_size
+        send([numbered(1)])
+        os.truncate(tmp_path / "f", whole + 50)
+        first.let_go()
+    heir.close()
+    assert read(tmp_path / "f") == ([numbered(0)], [1, 0])
+
+
+def test_who_lets_go_of_a_file_writes_nothing(tmp_path, region):
+    first = writer(tmp_path / "f")
+    other = copy_of(first)
+    size = os.stat(tmp_path / "f").st_size
+    other.let_go()
+    with sending(region, first) as send, sending(region, other) as nothing:
+        nothing([numbered(7)])
+        assert os.stat(tmp_path / "f").st_size == size
+        send([numbered(0)])
+    first.close()
+    assert read(tmp_path / "f") == ([numbered(0)], [1, 0])
+
+
+def test_a_row_of_files_goes_on(tmp_path, region):
+    first = writer(tmp_path / "f", rotation=pcap.Rotation(max_bytes=2000))
+    with sending(region, first) as send:
+        send([numbered(i) for i in range(40)])
+        assert first.paused == "size" and first.proceed()
+        heir = copy_of(first)
+        first.let_go()
+    with sending(region, heir) as send:
+        send([numbered(i, 500) for i in range(5)])
+        assert heir.paused == "size" and heir.proceed()
+        assert heir.name == str(tmp_path / "f2") and heir.files == [str(tmp_path / name) for name in ("f", "f1", "f2")]
+    heir.close()
+    assert len(read(tmp_path / "f1")[0]) > 1
+
+
+def test_an_heir_keeps_the_file_from_others(tmp_path):
+    first = writer(tmp_path / "f")
+    heir = copy_of(first)
+    first.let_go()
+    with pytest.raises(Error, match="E_FILE_BUSY"):
+        writer(tmp_path / "f")
+    heir.close()
+    writer(tmp_path / "f").close()
 
 
 # ---- null, and what cannot ----
