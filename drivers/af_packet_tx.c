@@ -11,18 +11,19 @@ struct burst {
     uint32_t bad; /* slots at the end of it that hold nothing sendable */
 };
 
-/* Lay out the frames of [i, end). Stops before a slot that an app filled wrongly; `bad` says how many such. */
-static void gather(struct pr_afp *q, struct pr_ringh *h, uint32_t i, uint32_t end, struct burst *b)
+/* Lay out the frames of [i, end). Stops before a slot that an app filled wrongly; `bad` says how many such. The slots
+ * that something will happen to now. */
+static uint32_t gather(struct pr_afp *q, struct pr_ringh *h, uint32_t i, uint32_t end, struct burst *b)
 {
     struct pr_afp_mail *m = q->mail;
-    uint32_t head = q->tx_vnet ? 1 : 0;
+    uint32_t head = q->tx_vnet ? 1 : 0, begun = i;
     b->n = b->bad = 0;
     while (b->n < PR_AFP_BURST && i != end) {
         struct iovec *iov = m->iov[b->n];
         uint32_t slots = pr_frame_slots(h, i, end);
         if (!slots || !pr_frame_pieces(h, i, slots, iov + head)) {
             b->bad = slots ? slots : pr_dist(h, i, end);
-            return;
+            return b->n ? pr_dist(h, begun, i) : b->bad;
         }
         if (head) {
             m->vnet[b->n] = pr_vnet_of(pr_meta_of(h->rg, h->ring->slot[i].buf_idx));
@@ -34,6 +35,7 @@ static void gather(struct pr_afp *q, struct pr_ringh *h, uint32_t i, uint32_t en
         i = pr_ahead(h, i, slots);
         b->n++;
     }
+    return pr_dist(h, begun, i);
 }
 
 /* Why the kernel refused the frame in front. -1 = nothing to do with the frame: keep it, try again later. */
@@ -58,7 +60,7 @@ int pr_afp_tx(struct pr_device *dev, struct pr_ringh *h)
     uint32_t taken = 0, pending;
     while ((pending = pr_tx_pending(h)) != 0) {
         struct burst b;
-        gather(q, h, h->k->hwcur, h->k->rhead, &b);
+        pr_tx_doubt(h, gather(q, h, h->k->hwcur, h->k->rhead, &b));
         if (b.n == 0) {
             pr_count(h->row, PR_C_drop_bad_slot, 1);
             pr_tx_done(h, b.bad);
@@ -86,8 +88,10 @@ int pr_afp_tx(struct pr_device *dev, struct pr_ringh *h)
             pr_count(h->row, PR_C_tx_bytes, bytes);
         } else {
             int why = reason(q, b.bytes[0]);
-            if (why < 0)
+            if (why < 0) {
+                pr_tx_doubt(h, 0);
                 break;
+            }
             pr_count(h->row, (enum pr_counter)why, 1);
             slots = b.slots[0];
         }

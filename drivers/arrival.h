@@ -3,13 +3,23 @@
  *
  * The kernel's facts: struct virtio_net_hdr in front of the frame (packet(7) PACKET_VNET_HDR, IFF_VNET_HDR), the tag in
  * TPACKET's header. A driver whose kernel writes straight into the slots' own buffers, from slot `at` on, says `in_place`:
- * nothing moves at all. */
+ * nothing moves at all.
+ *
+ * Frames come together in `struct pr_arriving` and are told of a burst at a time, in the order that an heir needs (ring.h):
+ * taken, counters, tail. Nothing is in shared memory's books before that, so a driver whose frames stay in the kernel's
+ * memory until then loses none by dying. */
 #ifndef PR_ARRIVAL_H
 #define PR_ARRIVAL_H
 
 #include "move.h"
 
 #include <linux/virtio_net.h>
+
+/* Frames that came since the books were last brought up to date; the names are counters'. */
+struct pr_arrivals {
+    uint32_t kernel, supers, pieces, frames, gso, csum, trunc, runt, tags, sums;
+    uint64_t bytes;
+};
 
 struct pr_arrival {
     struct iovec iov[2];
@@ -73,29 +83,30 @@ static inline int pr_arrival_copy(struct pr_arrival *a, struct pr_ringh *h, uint
     return pr_arrival_finish(h, at, used, meta);
 }
 
-static inline int pr_arrival_cut(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left, struct pr_meta *meta)
+static inline int pr_arrival_cut(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left, struct pr_meta *meta,
+                                 struct pr_arrivals *sum)
 {
     struct iovec iov[4];
     uint8_t tag[4];
     uint32_t n = pr_arrival_tagged(a, iov, tag), pieces = 0;
     int used = pr_copy_cut(h, at, left, iov, n, meta, &pieces);
     if (used > 0) {
-        pr_count(h->row, PR_C_rx_supers, 1);
-        pr_count(h->row, PR_C_rx_pieces, pieces);
-        pr_count(h->row, PR_C_rx_frames, pieces);
+        sum->supers++;
+        sum->pieces += pieces;
+        sum->frames += pieces;
     }
     return used;
 }
 
 /* Place one arrival at slot `at`, of which `left` may be filled. Slots used; 0 = no room now, offer it again;
- * -1 = dropped and counted. */
-static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left)
+ * -1 = dropped. */
+static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left, struct pr_arrivals *sum)
 {
     const struct virtio_net_hdr *v = &a->vnet;
     uint32_t shift = a->tpid ? 4 : 0;
     if (a->len < 14) {
-        pr_count(h->row, PR_C_rx_kernel, 1);
-        pr_count(h->row, PR_C_drop_runt, 1);
+        sum->kernel++;
+        sum->runt++;
         return -1;
     }
     struct pr_meta meta = {.ts_ns = a->ts_ns, .port = a->port, .flags = a->flags};
@@ -116,51 +127,88 @@ static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uin
     if (a->in_place) {
         used = pr_arrival_stay(a, h, at, &meta);
     } else if (gso) {
-        used = a->whole ? pr_arrival_copy(a, h, at, left, &meta) : pr_arrival_cut(a, h, at, left, &meta);
+        used = a->whole ? pr_arrival_copy(a, h, at, left, &meta) : pr_arrival_cut(a, h, at, left, &meta, sum);
     } else {
         used = pr_arrival_copy(a, h, at, left, &meta);
     }
     if (used == 0 && left < h->n - 1)
         return 0;
-    pr_count(h->row, PR_C_rx_kernel, 1);
+    sum->kernel++;
     if (used <= 0) { /* 0: all of the ring is free and it does not fit, so it never will */
-        enum pr_counter why = gso ? PR_C_drop_gso : meta.vnet_flags ? PR_C_drop_csum : PR_C_drop_trunc;
-        pr_count(h->row, why, 1);
+        sum->gso += gso;
+        sum->csum += !gso && meta.vnet_flags;
+        sum->trunc += !gso && !meta.vnet_flags;
         return -1;
     }
-    pr_count(h->row, PR_C_rx_frames, !gso || a->whole);
-    pr_count(h->row, PR_C_rx_bytes, pr_frame_len(h, at, (uint32_t)used));
-    pr_count(h->row, PR_C_vlan_restored, shift != 0);
-    pr_count(h->row, PR_C_csum_completed, meta.vnet_flags && !(gso && a->whole));
+    sum->frames += !gso || a->whole;
+    sum->bytes += pr_frame_len(h, at, (uint32_t)used);
+    sum->tags += shift != 0;
+    sum->sums += meta.vnet_flags && !(gso && a->whole);
     return used;
 }
 
-/* Call again for more, or stop: the loop that every driver's rx is. */
+/* The loop that every driver's rx is: arrive while there is something on offer, then tell of it. */
 struct pr_arriving {
-    uint32_t at, left, used;
+    uint32_t at, left; /* the slot that is filled next, and how many the engine has from there on */
+    uint32_t used, new; /* slots filled in this sync, and since the books were brought up to date */
+    struct pr_arrivals sum;
 };
 
 static inline struct pr_arriving pr_arriving(const struct pr_ringh *h)
 {
-    return (struct pr_arriving){.at = h->k->hwtail, .left = pr_rx_space(h)};
+    return (struct pr_arriving){.at = h->k->hwtail, .left = pr_rx_room(h)};
+}
+
+/* Slots for the next frame. The first of a sync may have them all: a super-frame's pieces are more than a burst. */
+static inline uint32_t pr_arriving_offer(const struct pr_arriving *w, const struct pr_ringh *h)
+{
+    if (!h->burst || !w->used)
+        return w->left;
+    uint32_t more = w->used < h->burst ? h->burst - w->used : 0;
+    return w->left < more ? w->left : more;
 }
 
 /* false = no room, the frame is to be offered again */
 static inline int pr_arrive(struct pr_arriving *w, struct pr_arrival *a, struct pr_ringh *h)
 {
-    int used = pr_arrival_place(a, h, w->at, w->left);
+    int used = pr_arrival_place(a, h, w->at, pr_arriving_offer(w, h), &w->sum);
     if (used <= 0)
         return used < 0;
     w->at = pr_ahead(h, w->at, (uint32_t)used);
     w->left -= (uint32_t)used;
     w->used += (uint32_t)used;
+    w->new += (uint32_t)used;
     return 1;
 }
 
-static inline int pr_arrived(const struct pr_arriving *w, struct pr_ringh *h)
+static inline void pr_arrived_count(struct pr_row *row, enum pr_counter c, uint64_t n)
 {
-    if (w->used)
-        pr_rx_publish(h, w->used);
+    if (n)
+        pr_count(row, c, n);
+}
+
+/* Tell of what came: it is the app's now. Slots filled in this sync. */
+static inline int pr_arrived(struct pr_arriving *w, struct pr_ringh *h)
+{
+    const struct pr_arrivals *sum = &w->sum;
+    if (sum->kernel) {
+        pr_rx_taken(h, sum->kernel);
+        pr_count(h->row, PR_C_rx_kernel, sum->kernel);
+        pr_arrived_count(h->row, PR_C_rx_pieces, sum->pieces);
+        pr_arrived_count(h->row, PR_C_rx_supers, sum->supers);
+        pr_arrived_count(h->row, PR_C_drop_gso, sum->gso);
+        pr_arrived_count(h->row, PR_C_drop_csum, sum->csum);
+        pr_arrived_count(h->row, PR_C_drop_trunc, sum->trunc);
+        pr_arrived_count(h->row, PR_C_drop_runt, sum->runt);
+        pr_count(h->row, PR_C_rx_frames, sum->frames);
+        pr_count(h->row, PR_C_rx_bytes, sum->bytes);
+        pr_arrived_count(h->row, PR_C_vlan_restored, sum->tags);
+        pr_arrived_count(h->row, PR_C_csum_completed, sum->sums);
+        w->sum = (struct pr_arrivals){0};
+    }
+    if (w->new)
+        pr_rx_publish(h, w->new);
+    w->new = 0;
     return (int)w->used;
 }
 

@@ -21,9 +21,9 @@ static void queue_dealloc(PyObject *self)
     Py_TYPE(self)->tp_free(self);
 }
 
-static const struct pr_device_ops blocks_ops = {"af_packet blocks", pr_afp_rx_blocks, pr_afp_tx, pr_afp_stats};
-static const struct pr_device_ops frames_ops = {"af_packet frames", pr_afp_rx_frames, pr_afp_tx, pr_afp_stats};
-static const struct pr_device_ops tx_ops = {"af_packet sending", NULL, pr_afp_tx, NULL};
+static const struct pr_device_ops blocks_ops = {"af_packet blocks", pr_afp_rx_blocks, pr_afp_tx, pr_afp_stats, pr_afp_resume_blocks};
+static const struct pr_device_ops frames_ops = {"af_packet frames", pr_afp_rx_frames, pr_afp_tx, pr_afp_stats, pr_afp_resume_frames};
+static const struct pr_device_ops tx_ops = {"af_packet sending", NULL, pr_afp_tx, NULL, NULL};
 
 static const struct pr_device_ops *ops_of(int receives, int blocks)
 {
@@ -44,7 +44,7 @@ static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
         (map != Py_None && PyObject_GetBuffer(map, &o->map, PyBUF_WRITABLE) < 0))
         return -1;
     *q = (struct pr_afp){.dev = {.ops = ops_of(map != Py_None, blocks), .rx_fd = rx, .tx_fd = tx,
-                                 .flags = vnet ? PR_DEV_CARRIES_GSO : 0},
+                                 .flags = vnet ? PR_DEV_CARRIES_GSO : 0, .serial = pr_serial_of(rx)},
                          .rx = rx, .tx = tx, .port = (uint16_t)port, .tx_vnet = vnet, .map = o->map.buf, .piece = piece,
                          .n_pieces = piece ? (uint32_t)((size_t)o->map.len / piece) : 0};
     q->mail = PyMem_RawCalloc(1, sizeof *q->mail);
@@ -72,6 +72,7 @@ static PyObject *queue_renew(PyObject *self, PyObject *map)
     o->map = now;
     o->q.map = now.buf;
     o->q.at = o->q.in_block = o->q.next_offset = o->q.held = 0;
+    o->q.dev.serial = pr_serial_of(o->q.rx);
     Py_RETURN_NONE;
 }
 

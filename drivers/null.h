@@ -5,10 +5,11 @@
 #include "device.h"
 
 #define PR_NULL_LONGEST 65535
+#define PR_NULL_SERIAL 0x6c6c756eull /* of every one: how many frames came is the ring's to know */
 
 struct pr_null {
     struct pr_device dev;
-    uint64_t left; /* frames still to come, UINT64_MAX = no end */
+    uint64_t count, left; /* frames in all and still to come, UINT64_MAX = no end */
     uint32_t len;  /* of a frame; 0 = nothing is ever received */
     uint16_t port;
     uint8_t template[PR_NULL_LONGEST];

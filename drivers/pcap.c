@@ -26,6 +26,8 @@ int pr_pcap_rx(struct pr_device *dev, struct pr_ringh *h)
     uint32_t at = h->k->hwtail, left = pr_rx_space(h), frames = 0, bytes = 0, cut = 0, too_long = 0;
     int seen = PR_PCAP_FRAME, breach = 0;
     struct pr_pcap_frame f;
+    if (!pr_device_known(dev, h))
+        pr_device_meet(dev, h, 0, 0);
     p->from.budget = PR_PCAP_READS;
     while (left && (seen = pr_pcap_next(&p->from, &f)) == PR_PCAP_FRAME) {
         if (f.caplen > longest) {
@@ -52,16 +54,34 @@ int pr_pcap_rx(struct pr_device *dev, struct pr_ringh *h)
         dev->flags |= PR_DEV_END;
         dev->error = p->from.error;
     }
+    pr_rx_taken(h, frames + too_long);
     pr_count(h->row, PR_C_rx_kernel, frames + too_long);
+    pr_count(h->row, PR_C_drop_trunc, too_long);
     pr_count(h->row, PR_C_rx_frames, frames);
     pr_count(h->row, PR_C_rx_bytes, bytes);
     pr_count(h->row, PR_C_rx_trunc, cut);
-    pr_count(h->row, PR_C_drop_trunc, too_long);
     pr_count(h->row, PR_C_syscalls, p->from.reads - reads);
     uint32_t filled = pr_dist(h, h->k->hwtail, at);
     if (filled)
         pr_rx_publish(h, filled);
     return breach ? pr_ring_reinit(h) : (int)filled;
+}
+
+static void in_resume(struct pr_device *dev, struct pr_ringh *h)
+{
+    struct pr_pcap_reader *r = &((struct pr_pcap_in *)dev)->from;
+    struct pr_pcap_frame f;
+    if (h->k->dir != PR_RX || !pr_device_known(dev, h))
+        return;
+    r->at = r->have = r->section = r->n_ifs = 0;
+    r->offset = r->skip = r->format = r->eof = 0;
+    if (r->waits || lseek(r->fd, 0, SEEK_SET) < 0) {
+        r->error = dev->error = EPIPE; /* the next record begins somewhere in what the dead one read */
+        return;
+    }
+    r->budget = UINT32_MAX;
+    for (uint64_t n = h->k->taken - h->k->base; n && pr_pcap_next(r, &f) == PR_PCAP_FRAME; n--)
+        pr_pcap_take(r);
 }
 
 /* ---- sending ---- */
@@ -165,14 +185,24 @@ static uint32_t build_batch(struct pr_pcap_out *p, const struct pr_ringh *h)
     return n;
 }
 
+/* What of the ring is in the file: both told by one store. */
+static void stand(const struct pr_pcap_out *p, struct pr_ringh *h, uint32_t slots)
+{
+    uint64_t end = p->to.start + p->to.bytes;
+    __atomic_store_n(&h->k->place, end << PR_PCAP_PLACE_BITS | pr_ahead(h, h->k->hwcur, slots), __ATOMIC_RELEASE);
+}
+
 /* The file holds the first `whole` bytes of the batch: give the slots of these frames back. */
 static uint32_t settle(struct pr_pcap_out *p, struct pr_ringh *h, uint32_t n, uint32_t whole)
 {
     uint32_t slots = 0, frames = 0, f = 0;
     uint64_t bytes = 0;
-    for (; f < n && p->batch[f].end <= whole; f++) {
+    for (; f < n && p->batch[f].end <= whole; f++)
+        slots += p->batch[f].slots;
+    stand(p, h, slots);
+    pr_tx_done(h, slots); /* before they are counted: an heir may find them in the file while they still lie here */
+    for (f = 0; f < n && p->batch[f].end <= whole; f++) {
         const struct pr_pcap_record_of *rec = &p->batch[f];
-        slots += rec->slots;
         if (rec->counter == PR_C_tx_frames) {
             frames++;
             bytes += rec->bytes;
@@ -185,7 +215,6 @@ static uint32_t settle(struct pr_pcap_out *p, struct pr_ringh *h, uint32_t n, ui
         p->to.ifs[p->batch[f].interface].dropped += p->batch[f].told;
     pr_count(h->row, PR_C_tx_frames, frames);
     pr_count(h->row, PR_C_tx_bytes, bytes);
-    pr_tx_done(h, slots);
     return slots;
 }
 
@@ -200,6 +229,10 @@ int pr_pcap_tx(struct pr_device *dev, struct pr_ringh *h)
     struct pr_pcap_out *p = (struct pr_pcap_out *)dev;
     uint64_t writes = p->to.writes;
     uint32_t taken = 0;
+    if (!pr_device_known(dev, h)) {
+        stand(p, h, 0);
+        pr_device_meet(dev, h, 0, h->k->place);
+    }
     while (pr_tx_pending(h) && !(dev->flags & PR_DEV_PAUSED) && pr_pcap_drain(&p->to)) {
         uint32_t n = build_batch(p, h), fill = n ? p->batch[n - 1].end : 0;
         uint32_t whole = fill ? pr_pcap_put(&p->to, fill) : 0;
@@ -222,5 +255,24 @@ static void out_stats(struct pr_device *dev, struct pr_ringh *h)
         refuse(p);
 }
 
-const struct pr_device_ops pr_pcap_in_ops = {"pcap reader", pr_pcap_rx, NULL, NULL};
-const struct pr_device_ops pr_pcap_out_ops = {"pcap writer", NULL, pr_pcap_tx, out_stats};
+/* The file may be longer than what was told of: that goes, and its frames are still in the ring. */
+static void out_resume(struct pr_device *dev, struct pr_ringh *h)
+{
+    struct pr_pcap_out *p = (struct pr_pcap_out *)dev;
+    struct pr_pcap_writer *w = &p->to;
+    if (h->k->dir != PR_TX || !pr_device_known(dev, h) || w->fd < 0)
+        return;
+    uint64_t end = h->k->place >> PR_PCAP_PLACE_BITS;
+    uint32_t slot = (uint32_t)(h->k->place & ((1u << PR_PCAP_PLACE_BITS) - 1)), done = pr_dist(h, h->k->hwcur, slot);
+    w->at = w->have = 0;
+    w->bytes = end - w->start;
+    if (slot < h->n && done <= pr_tx_pending(h))
+        pr_tx_done(h, done);
+    if (!w->is_file || end < w->start || ftruncate(w->fd, (off_t)end) < 0 || lseek(w->fd, (off_t)end, SEEK_SET) < 0) {
+        w->error = EPIPE; /* there may be half a record behind what we know of */
+        refuse(p);
+    }
+}
+
+const struct pr_device_ops pr_pcap_in_ops = {"pcap reader", pr_pcap_rx, NULL, NULL, in_resume};
+const struct pr_device_ops pr_pcap_out_ops = {"pcap writer", NULL, pr_pcap_tx, out_stats, out_resume};

@@ -1,4 +1,9 @@
-/* Capture files as devices: a file read is a receive queue, a file written a transmit queue. */
+/* Capture files as devices: a file read is a receive queue, a file written a transmit queue.
+ *
+ * Killed at any instruction, a file's writer leaves nothing lost, twice or half: how long the file is with all records
+ * that were told of, and which slot comes next, is one word of the kring, and an heir cuts the file back to that. What it
+ * does not know are counts that only its ISBs tell, and files begun since (rotation). A file's reader begins anew and
+ * passes over what was taken. What is not a file has no way back: its heir ends it. */
 #ifndef PR_PCAP_H
 #define PR_PCAP_H
 
@@ -15,6 +20,7 @@ struct pr_pcap_in {
 enum pr_pcap_pause { PR_PCAP_GOING = 0, PR_PCAP_SIZE, PR_PCAP_TIME, PR_PCAP_ERROR, PR_PCAP_CLOSED };
 
 #define PR_PCAP_BURST 1024 /* records a batch */
+#define PR_PCAP_PLACE_BITS 18 /* of the kring's place: the slot behind what the file holds; in front of it the file's end */
 #define PR_PCAP_NO_INTERFACE 0xffff
 
 /* A frame of the ring while its record waits to be written: taken when the file holds [0, end) of the batch. */

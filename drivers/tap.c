@@ -11,13 +11,20 @@
 #include <time.h>
 #include <unistd.h>
 
-static const struct pr_device_ops ops = {"tap", pr_tap_rx, pr_tap_tx, pr_tap_stats};
+static const struct pr_device_ops ops = {"tap", pr_tap_rx, pr_tap_tx, pr_tap_stats, pr_tap_resume};
+
+static uint64_t serial_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
 
 void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, uint32_t mtu, uint8_t *super)
 {
-    *q = (struct pr_tap){.dev = {.ops = &ops, .rx_fd = fd, .tx_fd = fd, .flags = PR_DEV_CARRIES_GSO}, .fd = fd,
+    *q = (struct pr_tap){.dev = {.ops = &ops, .rx_fd = fd, .tx_fd = fd, .flags = PR_DEV_CARRIES_GSO,
+                                 .serial = serial_now()}, .fd = fd,
                          .quiet = quiet, .net_dev = -1, .mtu = mtu, .port = port, .super = super};
-    q->iov[0] = (struct iovec){&q->vnet, sizeof q->vnet};
 }
 
 static void gone(struct pr_tap *q)
@@ -73,14 +80,14 @@ static void take(struct pr_tap *q, struct pr_ringh *h, struct pr_arriving *w, ui
 }
 
 /* What a read that brought nothing means. 1 = read on. */
-static int missed(struct pr_tap *q, struct pr_ringh *h)
+static int missed(struct pr_tap *q, struct pr_arriving *w)
 {
     switch (errno) {
     case EAGAIN: return 0;
     case EINTR: return 1;
     case EINVAL: /* a kind of super-frame that no virtio-net header can describe; the kernel has freed it */
-        pr_count(h->row, PR_C_rx_kernel, 1);
-        pr_count(h->row, PR_C_drop_gso, 1);
+        w->sum.kernel++;
+        w->sum.gso++;
         return 1;
     case EBADFD: gone(q); return 0;
     default: q->dev.error = errno; return 0;
@@ -98,19 +105,24 @@ int pr_tap_rx(struct pr_device *dev, struct pr_ringh *h)
 {
     struct pr_tap *q = (struct pr_tap *)dev;
     struct pr_arriving w = pr_arriving(h);
+    if (!pr_device_known(dev, h))
+        pr_device_meet(dev, h, 0, q->queue_drops);
     if (q->held.len && !pr_arrive(&w, &q->held, h))
         return 0;
     q->held.len = 0;
     uint64_t ts_ns = 0;
     uint32_t reads = 0, k;
-    while (!q->gone && !q->held.len && reads < PR_TAP_BURST && (k = lay_out(q, h, &w)) != 0) {
+    while (!q->gone && !q->held.len && reads < PR_TAP_BURST && pr_arriving_offer(&w, h) &&
+           (k = lay_out(q, h, &w)) != 0) {
+        q->iov[0] = (struct iovec){pr_rx_fetch(h, w.sum.kernel), sizeof q->vnet};
         ssize_t n = readv(q->fd, q->iov, (int)k + 2);
         reads++;
         if (n < 0) {
-            if (!missed(q, h))
+            if (!missed(q, &w))
                 break;
             continue;
         }
+        memcpy(&q->vnet, q->iov[0].iov_base, sizeof q->vnet);
         if (!ts_ns)
             ts_ns = real_ns();
         take(q, h, &w, (size_t)n > sizeof q->vnet ? (uint32_t)((size_t)n - sizeof q->vnet) : 0, k, ts_ns);
@@ -168,29 +180,33 @@ static int send_one(struct pr_tap *q, uint32_t slots, uint32_t bytes, const stru
     if (q->gone)
         return PR_C_drop_down;
     q->vnet = pr_vnet_of(meta);
+    q->iov[0] = (struct iovec){&q->vnet, sizeof q->vnet};
     return writev(q->fd, q->iov, (int)slots + 1) < 0 ? reason(q, gso) : SENT;
 }
 
 int pr_tap_tx(struct pr_device *dev, struct pr_ringh *h)
 {
     struct pr_tap *q = (struct pr_tap *)dev;
-    uint32_t taken = 0, calls = 0, frames = 0, slots;
-    uint64_t bytes = 0;
+    uint32_t taken = 0, calls = 0, slots;
     while (pr_tx_pending(h)) {
         uint32_t i = h->k->hwcur, len = 0;
         int why = PR_C_drop_bad_slot;
-        if ((slots = pr_frame_slots(h, i, h->k->rhead)) == 0) {
+        int whole = (slots = pr_frame_slots(h, i, h->k->rhead)) != 0;
+        if (!whole)
             slots = pr_tx_pending(h);
-        } else if (pr_frame_pieces(h, i, slots, q->iov + 1)) {
+        pr_tx_doubt(h, slots);
+        if (whole && pr_frame_pieces(h, i, slots, q->iov + 1)) {
             len = pr_frame_len(h, i, slots);
             why = send_one(q, slots, len, pr_meta_of(h->rg, h->ring->slot[i].buf_idx));
             calls++;
         }
-        if (why == WAIT)
+        if (why == WAIT) {
+            pr_tx_doubt(h, 0);
             break;
+        }
         if (why == SENT) {
-            frames++;
-            bytes += len;
+            pr_count(h->row, PR_C_tx_frames, 1);
+            pr_count(h->row, PR_C_tx_bytes, len);
         } else {
             pr_count(h->row, (enum pr_counter)why, 1);
         }
@@ -198,8 +214,6 @@ int pr_tap_tx(struct pr_device *dev, struct pr_ringh *h)
         taken += slots;
     }
     pr_count(h->row, PR_C_syscalls, calls);
-    pr_count(h->row, PR_C_tx_frames, frames);
-    pr_count(h->row, PR_C_tx_bytes, bytes);
     return (int)taken;
 }
 
@@ -273,13 +287,26 @@ void pr_tap_stats(struct pr_device *dev, struct pr_ringh *h)
     if (h->k->dir != PR_RX || !read_drops(q, &drops))
         return;
     pr_count(h->row, PR_C_drop_tap_queue, drops >= q->queue_drops ? drops - q->queue_drops : drops);
-    q->queue_drops = drops;
+    h->k->place = q->queue_drops = drops;
+}
+
+void pr_tap_resume(struct pr_device *dev, struct pr_ringh *h)
+{
+    struct pr_tap *q = (struct pr_tap *)dev;
+    if (h->k->dir != PR_RX || !pr_device_known(dev, h))
+        return;
+    pr_rx_found(h);
+    q->held.len = 0;
+    q->queue_drops = h->k->place;
 }
 
 void pr_tap_follow(struct pr_tap *q, const char *name, int anew)
 {
     memset(q->name, 0, sizeof q->name);
     memcpy(q->name, name, strnlen(name, sizeof q->name - 1));
-    if (anew && !read_drops(q, &q->queue_drops))
+    if (!anew)
+        return;
+    if (!read_drops(q, &q->queue_drops))
         q->queue_drops = 0;
+    q->dev.serial = serial_now();
 }

@@ -12,7 +12,12 @@
  * descriptor then becomes a copy of `quiet`, which is never ready; the error is reported once, and the owner may put
  * another TAP there.
  *
- * A TAP takes whatever is written to it, of any length: what an Ethernet of this MTU would not carry is dropped here. */
+ * A TAP takes whatever is written to it, of any length: what an Ethernet of this MTU would not carry is dropped here.
+ *
+ * Killed at any instruction: a read takes the frame out of the kernel at once, so each is announced in the kring before it
+ * is made, and its virtio-net header goes there: an heir (pr_tap_resume) knows by that what was read and not told of. It is
+ * lost, 64 frames at most, and counted, all but one whose read failed with EINVAL just then. Of what was sent one frame is
+ * in doubt. */
 #ifndef PR_TAP_H
 #define PR_TAP_H
 
@@ -35,7 +40,7 @@ struct pr_tap {
     uint16_t port;
     uint8_t spread; /* so many reads more are offered slots for a whole super-frame */
     char name[16];
-    uint64_t queue_drops; /* as last read */
+    uint64_t queue_drops; /* as last read; the kring's `place` */
 
     struct pr_arrival held; /* len 0 = none */
     uint8_t *super;
@@ -49,6 +54,7 @@ void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, uint32_t mt
 int pr_tap_rx(struct pr_device *dev, struct pr_ringh *h);
 int pr_tap_tx(struct pr_device *dev, struct pr_ringh *h);
 void pr_tap_stats(struct pr_device *dev, struct pr_ringh *h);
+void pr_tap_resume(struct pr_device *dev, struct pr_ringh *h);
 
 /* Where the drops of the queue are read from now on: `name`, in the namespace that is set. `anew`: another device, count
  * from now. */

@@ -1,10 +1,15 @@
 /* 64-bit counters: one row a ring, one writer a row, readable by everyone through a read-only mapping.
  *
  * The list below is the only place where a counter is named; Python reads it from here. The law that tests assert at rest:
- *   rx_kernel + rx_pieces = rx_frames + rx_supers + the driver's drops (gso csum trunc runt)
- *   rx_frames = delivered + forwarded + the path's drops (filter direction limit tx_full bad_slot) + in the ring
- *   tx_queued = tx_frames + the driver's drops (mtu runt gso csum trunc bad_slot down tx_kernel error) + in the ring
- * drop_kernel and drop_tap_queue are frames that nobody here ever held: offered = rx_kernel + drop_kernel. */
+ *   rx_kernel + rx_pieces = rx_frames + rx_supers + the driver's drops (PR_DROPS_RX)           + d
+ *   rx_frames = delivered + forwarded + classified + the path's drops (PR_DROPS_PATH) + in the ring + p
+ *   tx_queued = tx_frames + the driver's drops (PR_DROPS_TX) + in the ring                      + t
+ * d + p, or t, is drop_crash: 0 in a process that nobody has killed. Between any two instructions none of the three is
+ * negative, because a frame's coming is counted before what became of it: rx_kernel and rx_pieces, then rx_supers and
+ * drops, then rx_frames, then tail; head (the claim), then outcomes; tx_queued, then head; tx_frames and drops, then
+ * hwcur, and until then the frames are in doubt (ring.h). So what a kill leaves over is the dead one's burst (mend.h).
+ * drop_kernel and drop_tap_queue are frames that nobody here ever held: offered = rx_kernel + drop_kernel. mirrored,
+ * drop_mirror, app_copies and drop_app_full are about copies; the law is about originals. */
 #ifndef PR_COUNTERS_H
 #define PR_COUNTERS_H
 
@@ -19,6 +24,7 @@
     X(rx_bytes, "their bytes")                                                                                         \
     X(delivered, "frames an app released after looking at them")                                                       \
     X(forwarded, "frames that went on to a transmit ring")                                                             \
+    X(classified, "frames handed to their protocol (netisr)")                                                          \
     X(tx_queued, "frames placed in the transmit ring")                                                                 \
     X(tx_frames, "frames the kernel or file accepted")                                                                 \
     X(tx_bytes, "their bytes")                                                                                         \
@@ -34,10 +40,18 @@
     X(drop_limit, "frames past the number asked for")                                                                  \
     X(drop_tx_full, "frames for which the transmit ring had no room")                                                  \
     X(drop_bad_slot, "slots an app filled wrongly: length, index, chain")                                              \
+    X(drop_no_rule, "frames that no rule took")                                                                        \
+    X(drop_no_buffer, "frames for which no buffer was free")                                                           \
+    X(drop_bad_idx, "frames in a buffer that does not exist")                                                          \
+    X(drop_not_owner, "frames in a buffer that was not lent to who sent them")                                         \
+    X(drop_bad_len, "frames longer than their buffer")                                                                 \
+    X(drop_bad_flags, "frames with flags that mean nothing")                                                           \
     X(drop_down, "frames for an interface that is down or gone")                                                       \
     X(drop_tx_kernel, "frames the kernel's transmit path dropped (ENOBUFS)")                                           \
     X(drop_error, "frames the kernel refused for another reason")                                                      \
     X(drop_crash, "frames in the burst of a process that died")                                                        \
+    X(app_copies, "copies that went to apps")                                                                          \
+    X(drop_app_full, "copies for an app whose ring had no room")                                                       \
     X(mirrored, "copies that went to a mirror")                                                                        \
     X(drop_mirror, "copies for which the mirror had no room")                                                          \
     X(copies, "frames copied between buffers (0 = zero-copy)")                                                         \
@@ -54,6 +68,15 @@ enum pr_counter {
 #undef X
     PR_N_COUNTERS
 };
+
+/* The drops of each law. A receive ring's are the driver's, on the way in, and the path's, on the way on. */
+#define PR_DROPS_RX(X) X(drop_gso) X(drop_csum) X(drop_trunc) X(drop_runt)
+#define PR_DROPS_PATH(X)                                                                                               \
+    X(drop_filter) X(drop_direction) X(drop_limit) X(drop_tx_full) X(drop_bad_slot) X(drop_no_rule) X(drop_no_buffer)  \
+    X(drop_bad_idx) X(drop_not_owner) X(drop_bad_len) X(drop_bad_flags)
+#define PR_DROPS_TX(X)                                                                                                 \
+    X(drop_mtu) X(drop_runt) X(drop_gso) X(drop_csum) X(drop_trunc) X(drop_bad_slot) X(drop_down) X(drop_tx_kernel)    \
+    X(drop_error)
 
 #define PR_ROW_VALUES 56
 struct pr_row {

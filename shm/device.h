@@ -9,6 +9,8 @@
 
 #include "ring.h"
 
+#include <sys/stat.h>
+
 #define PR_DEVICE_CAPSULE "pktring.device"
 
 enum { /* pr_device.flags */
@@ -24,6 +26,7 @@ struct pr_device {
     int tx_fd; /* writable when tx can go on; -1 = always */
     uint32_t flags;
     int error; /* errno of the last refusal that is not about one frame (ENETDOWN, ENXIO, ENOSPC), 0 = none */
+    uint64_t serial; /* tells this queue from another that a ring is bound to later, in every process that has it */
 };
 
 struct pr_device_ops {
@@ -34,7 +37,39 @@ struct pr_device_ops {
     int (*tx)(struct pr_device *, struct pr_ringh *);
     /* Bring the kernel's own drop counts into the row. At most a few times a second. */
     void (*stats)(struct pr_device *, struct pr_ringh *);
+    /* A dead process drove the queue: what this one believes is older than what the kring says (mend.h). NULL = there is
+     * nothing but the ring. */
+    void (*resume)(struct pr_device *, struct pr_ringh *);
 };
+
+/* What all holders of a descriptor agree on, and no other socket or file has. */
+static inline uint64_t pr_serial_of(int fd)
+{
+    struct stat s;
+    return fstat(fd, &s) < 0 ? 0 : (uint64_t)s.st_dev << 40 ^ s.st_ino;
+}
+
+/* Is what the kring says about this queue? */
+static inline int pr_device_known(const struct pr_device *dev, const struct pr_ringh *h)
+{
+    return h->k->serial == dev->serial;
+}
+
+/* It is from now on; the queue stands at frame `at` of its ring, or `place` in its own terms. */
+static inline void pr_device_meet(const struct pr_device *dev, struct pr_ringh *h, uint64_t at, uint64_t place)
+{
+    struct pr_kring *k = h->k;
+    k->handed = k->begun = k->taken;
+    k->base = k->taken - at;
+    k->place = place;
+    __atomic_store_n(&k->serial, dev->serial, __ATOMIC_RELEASE);
+}
+
+static inline void pr_resume(struct pr_ringh *h)
+{
+    if (h->dev && h->dev->ops->resume)
+        h->dev->ops->resume(h->dev, h);
+}
 
 static inline int pr_rxsync(struct pr_ringh *h)
 {

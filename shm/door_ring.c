@@ -1,5 +1,6 @@
 /* Python's hold on a ring: _shm.Ring. One call a burst; the frames stay where they are. */
 #include "doors.h"
+#include "mend.h"
 #include "move.h"
 #include "view.h"
 
@@ -7,11 +8,8 @@ static PyTypeObject ring_type;
 
 PyObject *pr_ring_handle(PrView *v, unsigned index)
 {
-    const struct pr_geometry *g = &v->rg.g;
-    struct pr_kring *k = index < g->ring_num ? &v->rg.krings[index] : NULL;
-    uint32_t most = (uint32_t)((g->ring_size - sizeof(struct pr_ring)) / sizeof(struct pr_slot));
-    if (!k || k->ring_ofs != g->ring_ofs + (uint64_t)index * g->ring_size || k->num_slots < 2 || k->num_slots > most ||
-        k->row >= v->rg.n_rows)
+    struct pr_ringh h;
+    if (pr_ring_open(&v->rg, index, &h) < 0)
         return PyErr_Format(PyExc_ValueError, "no ring %u", index);
     PrRing *r = PyObject_New(PrRing, &ring_type);
     if (!r)
@@ -19,8 +17,7 @@ PyObject *pr_ring_handle(PrView *v, unsigned index)
     Py_INCREF(v);
     r->view = v;
     r->device = NULL;
-    r->h = (struct pr_ringh){.ring = (struct pr_ring *)(v->rg.mem + k->ring_ofs), .k = k, .row = &v->rg.rows[k->row],
-                             .rg = &v->rg, .n = k->num_slots};
+    r->h = h;
     return (PyObject *)r;
 }
 
@@ -62,6 +59,15 @@ static PyObject *ring_stats(PyObject *self, PyObject *unused)
     if (h->dev && h->dev->ops->stats)
         h->dev->ops->stats(h->dev, h);
     Py_RETURN_NONE;
+}
+
+/* resume() -> frames that a dead process took along, -1 = its books make no sense (mend.h). */
+static PyObject *ring_resume(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct pr_ringh *h = &((PrRing *)self)->h;
+    pr_resume(h);
+    return PyLong_FromLongLong(pr_settle(h));
 }
 
 static PyObject *ring_slot(PyObject *self, PyObject *index)
@@ -291,8 +297,8 @@ static PyObject *ring_forward(PyObject *self, PyObject *args)
         queued += frames;
     }
     PyBuffer_Release(&in);
-    pr_ring_advance(to, at);
     pr_count(to->row, PR_C_tx_queued, queued);
+    pr_ring_advance(to, at);
     pr_count(h->row, PR_C_forwarded, moved);
     pr_count(h->row, PR_C_drop_tx_full, full);
     pr_count(h->row, PR_C_copies, copied);
@@ -344,8 +350,8 @@ static PyObject *ring_put(PyObject *self, PyObject *frames)
         n++;
     }
     Py_DECREF(fast);
-    pr_ring_advance(h, at);
     pr_count(h->row, PR_C_tx_queued, n);
+    pr_ring_advance(h, at);
     return PyLong_FromUnsignedLong(n);
 }
 
@@ -365,6 +371,7 @@ static PyMethodDef ring_methods[] = {
     {"bind", ring_bind, METH_O, "bind(device capsule or None): the driver's queue that serves this ring"},
     {"sync", ring_sync, METH_NOARGS, "one turn of the driver: slots filled or taken, -1 after a protocol violation"},
     {"stats", ring_stats, METH_NOARGS, "bring the kernel's drop counts into the row"},
+    {"resume", ring_resume, METH_NOARGS, "go on in a dead process's place, after Region.mend -> frames lost, -1 = suspect state"},
     {"slot", ring_slot, METH_O, "slot(i) -> (buf_idx, len, flags, ptr)"},
     {"set_slot", ring_set_slot, METH_VARARGS, "set_slot(i, buf_idx, len, flags)"},
     {"move_to", ring_move_to, METH_VARARGS, "move_to(head, cur): the app's cursors, as a netmap app moves them"},
@@ -393,6 +400,7 @@ static PyObject *get_u32(PyObject *self, void *what)
     case 'C': return PyLong_FromUnsignedLong(h->k->hwcur);
     case 'T': return PyLong_FromUnsignedLong(h->k->hwtail);
     case 'r': return PyLong_FromUnsignedLong(pr_ring_ready(h));
+    case 'b': return PyLong_FromUnsignedLong(h->burst);
     case 'f': return PyLong_FromUnsignedLong(h->dev ? h->dev->flags : 0);
     default: return PyLong_FromUnsignedLong(h->dev ? (unsigned)h->dev->error : 0);
     }
@@ -411,6 +419,18 @@ static int set_flags(PyObject *self, PyObject *value, void *what)
     return 0;
 }
 
+static int set_burst(PyObject *self, PyObject *value, void *unused)
+{
+    (void)unused;
+    unsigned long v = value ? PyLong_AsUnsignedLong(value) : 0;
+    if (PyErr_Occurred())
+        return -1;
+    if (v && (v < PR_MAX_FRAGS || v > UINT32_MAX))
+        return PyErr_Format(PyExc_ValueError, "burst %lu: 0, or %d and more: a frame may need so many", v, PR_MAX_FRAGS), -1;
+    H(self)->burst = (uint32_t)v;
+    return 0;
+}
+
 static PyObject *get_capsule(PyObject *self, void *unused)
 {
     (void)unused;
@@ -426,6 +446,7 @@ static PyGetSetDef ring_fields[] = {
     {"hwcur", get_u32, NULL, "the engine's own head", (void *)'C'},
     {"hwtail", get_u32, NULL, "the engine's own tail", (void *)'T'},
     {"ready", get_u32, NULL, "slots the app owns", (void *)'r'},
+    {"burst", get_u32, set_burst, "slots that one sync may fill, 0 = no limit", (void *)'b'},
     {"device_flags", get_u32, set_flags, "PR_DEV_ flags of the bound device", (void *)'f'},
     {"device_error", get_u32, set_flags, "errno the bound device ran into, 0 = none", (void *)'e'},
     {"capsule", get_capsule, NULL, "the handle, for C code of other extensions", NULL},

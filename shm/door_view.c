@@ -1,5 +1,7 @@
 /* Python's hold on a region: _shm.View. */
+#include "door_pool.h"
 #include "doors.h"
+#include "mend.h"
 #include "view.h"
 
 #include <string.h>
@@ -99,6 +101,30 @@ static PyObject *view_drop_ring(PyObject *self, PyObject *index)
     Py_RETURN_NONE;
 }
 
+/* mend(pool) -> (0 or -1, rings, slots, doubt, reclaimed, torn, missing, lost): see mend.h. The pool is the heir's. */
+static PyObject *view_mend(PyObject *self, PyObject *pool)
+{
+    const struct pr_region *rg = &((PrView *)self)->rg;
+    struct pr_mended sum;
+    struct pr_ringh h;
+    int64_t lost = 0;
+    if (!PyObject_TypeCheck(pool, &pr_pool_type) || ((PrPool *)pool)->p.word != rg->owner)
+        return PyErr_Format(PyExc_TypeError, "the Pool of an owner of this region is wanted");
+    struct pr_pool *p = &((PrPool *)pool)->p;
+    uint8_t *seen = PyMem_Malloc(rg->g.buf_num);
+    if (!seen)
+        return PyErr_NoMemory();
+    int rc = pr_rings_mend(rg, p, seen, &sum);
+    PyMem_Free(seen);
+    for (uint32_t i = 0; i < rg->g.ring_num; i++)
+        if (rg->krings[i].owner == pr_word_owner(p->as_owned) && pr_ring_open(rg, i, &h) == 0) {
+            int64_t n = pr_settle(&h);
+            lost += n > 0 ? n : 0;
+            rc = n < 0 ? -1 : rc;
+        }
+    return Py_BuildValue("(iIIIIIIL)", rc, sum.rings, sum.slots, sum.doubt, sum.reclaimed, sum.torn, sum.missing, (long long)lost);
+}
+
 /* rings() -> [(index, owner, dir, slots, row), ...]: those in use, as the ledger has them. */
 static PyObject *view_rings(PyObject *self, PyObject *unused)
 {
@@ -172,6 +198,7 @@ static PyMethodDef view_methods[] = {
     {"ring", view_ring, METH_O, "ring(index) -> Ring"},
     {"make_ring", view_make_ring, METH_VARARGS, "make_ring(index, dir, slots, ringid, owner, name, bufs) -> Ring"},
     {"drop_ring", view_drop_ring, METH_O, "forget a ring and its counters"},
+    {"mend", view_mend, METH_O, "make the rings of a dead owner whole, with its heir's Pool, and its books right"},
     {"rings", view_rings, METH_NOARGS, "rings() -> [(index, owner, dir, slots, row)] of those in use"},
     {"name_port", view_name_port, METH_VARARGS, "write a port's netmap_if; its offset in the region"},
     {"buffer_offset", view_buffer_offset, METH_O, "where buffer i starts in the region"},

@@ -146,7 +146,9 @@ struct pr_header {
 };
 _Static_assert(sizeof(struct pr_header) == 256, "header");
 
-/* The engine's truth about a ring, outside of what an app can write (netmap's kring). */
+/* The engine's truth about a ring, outside of what an app can write (netmap's kring), and where the queue of the device
+ * that serves it stands: whoever replaces a dead process goes on from there (mend.h). `taken` and what is below it are
+ * the driver's. */
 struct pr_kring {
     uint32_t hwcur;  /* RX: first slot not yet given back; TX: first slot not yet taken by the driver */
     uint32_t hwtail; /* what was published as ring->tail */
@@ -156,9 +158,17 @@ struct pr_kring {
     uint32_t dir;
     uint32_t row;     /* its counters */
     uint32_t reinits; /* protocol violations */
-    uint32_t owner;   /* owner id of the process that syncs it */
-    uint8_t pad[24];
+    uint32_t owner;   /* owner id of the process that syncs it, 0 = nobody's: not mended */
+    uint32_t doubt;   /* TX: first slot behind those that may have been sent already; hwcur when there are none */
+    uint32_t spare;
+    uint64_t taken;    /* RX: frames that left the kernel or file; free-running. Stored before anything tells of them */
+    uint64_t begun;    /* RX: frames that a call was made for which takes one out at once; above `taken`: in doubt */
+    uint64_t handed;   /* RX: frames whose room in a kernel ring was given back */
+    uint64_t base;     /* RX: `taken` when the queue was new */
+    uint64_t place;    /* where the queue stands, in its driver's own terms */
+    uint64_t serial;   /* of the queue that these are about */
+    uint8_t fetched[2][16]; /* what such a call brings first (a virtio-net header), in turn; all ones = nothing yet */
 };
-_Static_assert(sizeof(struct pr_kring) == 64, "kring");
+_Static_assert(sizeof(struct pr_kring) == 128 && offsetof(struct pr_kring, fetched) == 96, "kring");
 
 #endif

@@ -31,6 +31,9 @@ static inline uint64_t pr_layout_hash(void)
         F(pr_meta, vnet_flags),     F(pr_meta, hdr_len),   F(pr_meta, gso_size),     F(pr_meta, csum_start),
         F(pr_meta, csum_offset),    sizeof(struct pr_kring), F(pr_kring, hwcur),     F(pr_kring, hwtail),
         F(pr_kring, rhead),         F(pr_kring, ring_ofs), F(pr_kring, row),         sizeof(struct pr_row),
+        F(pr_kring, owner),         F(pr_kring, doubt),    F(pr_kring, taken),       F(pr_kring, begun),
+        F(pr_kring, handed),        F(pr_kring, base),     F(pr_kring, place),       F(pr_kring, serial),
+        F(pr_kring, fetched),
         PR_N_COUNTERS,              sizeof(struct pr_header), PR_HEADROOM,
         F(pr_header, flags),        F(pr_header, owners),
     };

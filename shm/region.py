@@ -191,6 +191,22 @@ class Region:
         """The rings there are, as the ledger has them: `ring` the number, `owner`, `dir`, `slots`, `row`."""
         return [dict(zip(("ring", "owner", "dir", "slots", "row"), facts, strict=True)) for facts in self.view.rings()]
 
+    def mend(self, owner: int, pool: Pool) -> dict[str, int]:
+        """Make the rings of a dead owner whole and its books right; `pool` is its heir's. Raises E_LEDGER: never go on with suspect state.
+
+        To be called when the dead one is fenced and before the heir begins, who then calls `resume` of each ring. What was found:
+        `rings`, `slots` that got another buffer, `doubt` slots that were being sent, buffers `reclaimed`, `torn`, `missing`, and frames
+        `lost` (drop_crash).
+        """
+        if pool.owner != owner:
+            raise Error("E_OWNER", f"the pool is owner {pool.owner}'s, the rings to be mended are owner {owner}'s")
+        suspect, *found = self.view.mend(pool)
+        facts = dict(zip(("rings", "slots", "doubt", "reclaimed", "torn", "missing", "lost"), found, strict=True))
+        if suspect:
+            told = " ".join(f"{name}={n}" for name, n in facts.items())
+            raise Error("E_LEDGER", f"{self.name}: what owner {owner} left makes no sense ({told}): stop all that use it and make it anew")
+        return facts
+
     def name_port(self, name: str, tx: list[int], rx: list[int]) -> int:
         """Write a netmap_if over these rings; returns its offset in the region."""
         offset = self.view.name_port(self._ports % self.geometry["if_num"], name[:15], tx, rx)

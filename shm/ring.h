@@ -14,14 +14,22 @@
  *
  * Killed at any instruction: slots are filled before tail moves, so the app sees whole bursts or nothing; the ledger's
  * owner words do not change while a buffer is exchanged between rings of one owner, so pr_ring_deal over them restores
- * every ring of a dead owner with no buffer lost and none twice; what lay in them is lost with it, and counted.
- * An heir that keeps a ring as it stands instead: RX, publish 0 slots (the dead one may have moved hwtail and not yet
- * tail); TX, enter and pass over one burst (it may have been sent and not yet been done), counted as drop_crash.
- * Slots are written field by field: a compiler may store a whole struct in pieces that name buffer 0 in between. */
+ * every ring of a dead owner with no buffer lost and none twice; what lay in them is lost with it, and counted. An heir
+ * that keeps the rings as they stand is written in mend.h.
+ * Slots are written field by field: a compiler may store a whole struct in pieces that name buffer 0 in between.
+ *
+ * Where a device stands is told before anything that would show it, so that an heir never does a frame again:
+ *   TX  pr_tx_doubt (a burst) ▸ the kernel is called ▸ tx_frames and drops are counted ▸ pr_tx_done
+ *   RX  slots are filled ▸ pr_rx_taken ▸ counters ▸ pr_rx_publish ▸ room is given back to a kernel ring
+ *       where a call takes a frame out of the kernel at once: pr_rx_fetch ▸ the call, which writes there first ▸ the above */
 #ifndef PR_RING_H
 #define PR_RING_H
 
 #include "region.h"
+
+#include <string.h>
+
+#define PR_BURST_MOST 64 /* frames that a driver takes or sends between two updates of where it stands */
 
 struct pr_device;
 
@@ -33,7 +41,22 @@ struct pr_ringh {
     const struct pr_region *rg;
     struct pr_device *dev; /* the queue of a driver that serves it, NULL = none */
     uint32_t n;            /* num_slots, a private copy */
+    uint32_t burst;        /* RX: slots that one sync fills, 0 = as many as there are; any frame fits PR_MAX_FRAGS */
 };
+
+/* A process's hold on ring `index`, if the ledger has one there that makes sense: 0, else -1. */
+static inline int pr_ring_open(const struct pr_region *rg, uint32_t index, struct pr_ringh *h)
+{
+    const struct pr_geometry *g = &rg->g;
+    struct pr_kring *k = index < g->ring_num ? &rg->krings[index] : NULL;
+    uint32_t most = (uint32_t)((g->ring_size - sizeof(struct pr_ring)) / sizeof(struct pr_slot));
+    if (!k || k->ring_ofs != g->ring_ofs + (uint64_t)index * g->ring_size || k->num_slots < 2 || k->num_slots > most ||
+        k->row >= rg->n_rows)
+        return -1;
+    *h = (struct pr_ringh){.ring = (struct pr_ring *)(rg->mem + k->ring_ofs), .k = k, .row = &rg->rows[k->row], .rg = rg,
+                           .n = k->num_slots};
+    return 0;
+}
 
 static inline uint32_t pr_next(const struct pr_ringh *h, uint32_t i) { return i + 1 == h->n ? 0 : i + 1; }
 static inline uint32_t pr_prev(const struct pr_ringh *h, uint32_t i) { return i == 0 ? h->n - 1 : i - 1; }
@@ -66,6 +89,7 @@ static inline int pr_ring_reinit(struct pr_ringh *h)
         }
     }
     h->k->rhead = h->k->hwcur;
+    h->k->doubt = h->k->hwcur;
     h->k->reinits++;
     pr_count(h->row, PR_C_reinits, 1);
     r->head = r->cur = h->k->hwcur;
@@ -91,13 +115,42 @@ static inline int pr_rx_enter(struct pr_ringh *h)
     return 0;
 }
 
-/* Slots that may be filled from hwtail on. */
-static inline uint32_t pr_rx_space(const struct pr_ringh *h) { return h->n - 1 - pr_dist(h, h->k->hwcur, h->k->hwtail); }
+/* Slots that the engine has, from hwtail on, and how many of them this sync may fill. */
+static inline uint32_t pr_rx_room(const struct pr_ringh *h) { return h->n - 1 - pr_dist(h, h->k->hwcur, h->k->hwtail); }
+static inline uint32_t pr_rx_space(const struct pr_ringh *h)
+{
+    uint32_t room = pr_rx_room(h);
+    return h->burst && h->burst < room ? h->burst : room;
+}
+
+/* `n` frames more have left the kernel. */
+static inline void pr_rx_taken(struct pr_ringh *h, uint32_t n)
+{
+    __atomic_store_n(&h->k->taken, h->k->taken + n, __ATOMIC_RELEASE);
+}
+
+/* Where a call that takes a frame out of the kernel is to write first; `before`: such frames since pr_rx_taken. */
+static inline void *pr_rx_fetch(struct pr_ringh *h, uint32_t before)
+{
+    uint64_t nth = h->k->taken + before + 1;
+    void *cell = memset(h->k->fetched[nth & 1], 0xff, sizeof h->k->fetched[0]); /* the last one's is the other */
+    __atomic_store_n(&h->k->begun, nth, __ATOMIC_RELEASE);
+    return cell;
+}
+
+/* What a dead one had fetched is taken, whatever it had yet done with it. */
+static inline void pr_rx_found(struct pr_ringh *h)
+{
+    struct pr_kring *k = h->k;
+    const uint8_t *cell = k->fetched[k->begun & 1], nothing[16] = {[0 ... 15] = 0xff};
+    if (k->begun > k->taken)
+        pr_rx_taken(h, (uint32_t)(k->begun - k->taken) - (memcmp(cell, nothing, sizeof nothing) == 0));
+}
 
 /* Hand `n` filled slots to the app. */
 static inline void pr_rx_publish(struct pr_ringh *h, uint32_t n)
 {
-    h->k->hwtail = pr_ahead(h, h->k->hwtail, n);
+    pr_store(&h->k->hwtail, pr_ahead(h, h->k->hwtail, n)); /* after counters and slots, for an heir */
     pr_store(&h->ring->tail, h->k->hwtail); /* pairs with the app's acquire of tail */
 }
 
@@ -115,10 +168,15 @@ static inline int pr_tx_enter(struct pr_ringh *h)
 
 static inline uint32_t pr_tx_pending(const struct pr_ringh *h) { return pr_dist(h, h->k->hwcur, h->k->rhead); }
 
-/* `n` slots were taken by a driver that is done with their buffers: they are the app's again. */
+/* The first `n` slots of what is pending are about to be sent: from now on nobody knows whether they were. */
+static inline void pr_tx_doubt(struct pr_ringh *h, uint32_t n) { pr_store(&h->k->doubt, pr_ahead(h, h->k->hwcur, n)); }
+
+/* `n` slots were taken by a driver that is done with their buffers: they are the app's again, and about the others there
+ * is no doubt. */
 static inline void pr_tx_done(struct pr_ringh *h, uint32_t n)
 {
-    h->k->hwcur = pr_ahead(h, h->k->hwcur, n);
+    pr_tx_doubt(h, n);
+    pr_store(&h->k->hwcur, h->k->doubt);
     h->k->hwtail = pr_prev(h, h->k->hwcur);
     pr_store(&h->ring->tail, h->k->hwtail);
 }
@@ -129,7 +187,7 @@ static inline void pr_ring_deal(struct pr_ringh *h, const uint32_t *bufs)
     struct pr_ring *r = h->ring;
     for (uint32_t i = 0; i < h->n; i++)
         r->slot[i] = (struct pr_slot){.buf_idx = bufs[i], .len = (uint16_t)pr_buf_room(h->rg)};
-    h->k->hwcur = h->k->rhead = 0;
+    h->k->hwcur = h->k->rhead = h->k->doubt = 0;
     h->k->hwtail = h->k->dir == PR_TX ? h->n - 1 : 0;
     r->head = r->cur = 0;
     pr_store(&r->tail, h->k->hwtail);

@@ -12,7 +12,7 @@ import pytest
 
 from pktring.shm import _shm, segment
 from pktring.shm.errors import Error
-from pktring.shm.region import RX, TX, Region, discard, join_segment, make_segment, sweep
+from pktring.shm.region import RX, Region, discard, join_segment, make_segment, sweep
 
 
 @pytest.fixture
