@@ -42,7 +42,7 @@ static int reader_init(PyObject *self, PyObject *args, PyObject *kw)
     if (p->from.buf || !PyArg_ParseTupleAndKeywords(args, kw, "i|ip", names, &fd, &port, &any_link))
         return -1;
     int file = is_file(fd);
-    p->dev = (struct pr_device){.ops = &pr_pcap_in_ops, .rx_fd = file ? -1 : fd, .tx_fd = -1};
+    p->dev = (struct pr_device){.ops = &pr_pcap_in_ops, .rx_fd = file ? -1 : fd, .tx_fd = -1, .serial = pr_serial_of(fd)};
     p->port = port;
     p->from = (struct pr_pcap_reader){.fd = fd, .waits = !file, .any_link = (uint8_t)any_link,
                                       .buf = PyMem_RawMalloc(PR_PCAP_READ),
@@ -246,7 +246,8 @@ static int writer_init(PyObject *self, PyObject *args, PyObject *kw)
         return PyErr_Format(PyExc_ValueError, "1 to %u interfaces, not %zd", PR_PCAP_INTERFACES, n), -1;
     if (too_long(hardware) || too_long(os) || too_long(application))
         return -1;
-    p->dev = (struct pr_device){.ops = &pr_pcap_out_ops, .rx_fd = -1, .tx_fd = is_file(fd) ? -1 : fd};
+    p->dev = (struct pr_device){.ops = &pr_pcap_out_ops, .rx_fd = -1, .tx_fd = is_file(fd) ? -1 : fd,
+                                .serial = pr_serial_of(fd)};
     p->max_bytes = max_bytes;
     struct pr_pcap_writer *w = &p->to;
     w->n_ifs = (uint32_t)n;
@@ -325,6 +326,7 @@ static PyObject *writer_rotate(PyObject *self, PyObject *args)
     if (refused < 0)
         return NULL;
     p->dev.tx_fd = is_file(fd) ? -1 : fd;
+    p->dev.serial = pr_serial_of(fd);
     Py_BEGIN_ALLOW_THREADS
     start = pr_pcap_start(&p->to, fd, is_file(fd), o->patience_ms);
     Py_END_ALLOW_THREADS
@@ -486,8 +488,8 @@ static int null_init(PyObject *self, PyObject *args, PyObject *kw)
         return -1;
     int fits = b.len <= PR_NULL_LONGEST;
     if (fits) {
-        p->dev = (struct pr_device){.ops = &pr_null_ops, .rx_fd = -1, .tx_fd = -1};
-        p->left = count ? count : UINT64_MAX;
+        p->dev = (struct pr_device){.ops = &pr_null_ops, .rx_fd = -1, .tx_fd = -1, .serial = PR_NULL_SERIAL};
+        p->left = p->count = count ? count : UINT64_MAX;
         p->port = (uint16_t)port;
         p->len = (uint32_t)b.len;
         if (b.len)
@@ -514,7 +516,7 @@ static PyTypeObject null_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.drivers._drivers.Null",
     .tp_basicsize = sizeof(Null),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Null(frame=b'', count=0): receives copies of the frame, count = 0 without end; no frame = nothing",
+    .tp_doc = "Null(frame=b'', count=0, port=0): receives copies of the frame, count = 0 without end; no frame = nothing",
     .tp_new = PyType_GenericNew,
     .tp_init = null_init,
     .tp_getset = null_fields,
