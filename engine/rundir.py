@@ -30,7 +30,7 @@ from ..shm.segment import start_time
 GROUP = "pktring"
 LOCK, CONTROL = "lock", "control.sock"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
-OURS = re.compile(rf"{re.escape(LOCK)}|control\.sock|worker-\d{{1,4}}\.sock")
+WORKER = re.compile(r"worker-(\d{1,4})\.sock")
 FLOCK = struct.Struct("@hhqqi0q")  # struct flock of fcntl(2)
 RECORD_BYTES = 256
 WRITTEN_S = 0.2  # how long the holder of a lock may take to write its name into it
@@ -70,10 +70,11 @@ class EngineSeen:
 
 
 class RunDir:
-    """A claimed name: its folder, and the lock that keeps it ours. Made by `claim`; a context manager."""
+    """A claimed name: its folder, and the lock that keeps it ours. Made by `claim`; a context manager. `before`: who had it last."""
 
     def __init__(self, name: str, path: str, folder: int, lock: int):
         self.name, self.path = name, path
+        self.before = _read(lock)
         self._folder, self._lock = folder, lock
         self._pid = os.getpid()
 
@@ -86,16 +87,17 @@ class RunDir:
         """Where worker `number` listens."""
         return f"{self.path}/worker-{number}.sock"
 
+    def workers(self) -> list[int]:
+        """The numbers of the workers whose sockets are there, alive or not."""
+        found = (WORKER.fullmatch(name) for name in os.listdir(self._folder))
+        return sorted(int(match[1]) for match in found if match)
+
     def record(self, generation: int) -> None:
-        """Write down that this process runs the engine now, as a controller does that was forked by the one that claimed the name."""
+        """Write down that this process runs the engine, of this generation, as `claim` did for its caller."""
         pid = os.getpid()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         text = f"pid {pid}\nstart {start_time(pid)}\ngeneration {generation}\nsince {since}\n"
         os.pwrite(self._lock, text.encode().ljust(RECORD_BYTES), 0)
-
-    def before(self) -> Holder | None:
-        """What the lock's text says: before `record`, who had the name last."""
-        return _read(self._lock)
 
     def release_in_child(self) -> None:
         """Let go in a forked worker: else the name stays taken as long as the worker lives. Nothing is removed."""
@@ -108,7 +110,7 @@ class RunDir:
         """Remove what a dead engine of this name left in the folder, sockets; their names come back."""
         gone = []
         for name in os.listdir(self._folder):
-            if name != LOCK and OURS.fullmatch(name):
+            if name == CONTROL or WORKER.fullmatch(name):
                 os.unlink(name, dir_fd=self._folder)
                 gone.append(name)
         return sorted(gone)
@@ -146,8 +148,8 @@ class RunDir:
 def claim(name: str, *, group: str | None = None, mode: int = 0o750, generation: int = 0) -> RunDir:
     """Take an engine's name: exactly one of those who try at a time gets it, and the others touch nothing.
 
-    What a dead engine left in the folder is removed, but for the lock's text. `group` may enter the folder (default: the group `pktring`,
-    where there is one). Raises E_NAME_BUSY, E_NAME_SQUATTED, E_PERM, E_USAGE.
+    What a dead engine left there stays until `clean`: its workers may be alive, and be adopted. `group` may enter the folder (default: the
+    group `pktring`, where there is one). Raises E_NAME_BUSY, E_NAME_SQUATTED, E_PERM, E_USAGE.
     """
     checked(name)
     path = f"{_made_base()}/{name}"
@@ -155,8 +157,8 @@ def claim(name: str, *, group: str | None = None, mode: int = 0o750, generation:
     for _ in range(RETRIES):
         with contextlib.suppress(FileNotFoundError):  # its last holder removed it between our steps
             claimed = RunDir(name, path, *_locked(path, name))
-            claimed.clean()
             claimed.open_to(mode, gid)
+            claimed.record(generation)
             return claimed
     raise Error("E_NAME_BUSY", f"name={name}: it comes and goes too fast to be taken: try again")
 
@@ -386,7 +388,7 @@ def listening(path: str) -> bool:
 def data_path(path: str) -> bool:
     """Does any worker of the engine whose folder is `path` listen?"""
     with contextlib.suppress(OSError):
-        return any(listening(f"{path}/{name}") for name in os.listdir(path) if name.startswith("worker-") and OURS.fullmatch(name))
+        return any(listening(f"{path}/{name}") for name in os.listdir(path) if WORKER.fullmatch(name))
     return False
 
 

@@ -91,8 +91,7 @@ def fds():
 
 
 def test_F26_a_name_is_held_by_one_and_the_other_is_told_by_whom():
-    with rundir.claim("eng0") as mine:
-        mine.record(1)
+    with rundir.claim("eng0"):
         text = refused("E_NAME_BUSY", rundir.claim, "eng0")
     assert text.startswith(f"name=eng0 held by pid {os.getpid()} since ")
 
@@ -199,7 +198,7 @@ def test_the_kernel_gives_back_the_name_of_a_killed_holder():
     refused("E_NAME_BUSY", rundir.claim, "eng0")
     killed(pid)
     with rundir.claim("eng0") as mine:
-        assert mine.before().pid == pid and mine.before().generation == 7 and not mine.before().alive
+        assert mine.before.pid == pid and mine.before.generation == 7 and not mine.before.alive
 
 
 def test_F6_sockets_of_a_dead_engine_are_removed_by_the_next_claimer_only():
@@ -216,7 +215,9 @@ def test_F6_sockets_of_a_dead_engine_are_removed_by_the_next_claimer_only():
     assert (seen.name, seen.alive, seen.pid) == ("eng0", False, pid) and len(os.listdir(seen.path)) == 4
     Path(seen.path, "notes.txt").write_text("not ours to remove")
     with rundir.claim("eng0") as mine:
-        assert sorted(os.listdir(mine.path)) == ["lock", "notes.txt"]
+        assert mine.workers() == [1, 2], "they may be alive"
+        assert mine.clean() == ["control.sock", "worker-1.sock", "worker-2.sock"]
+        assert sorted(os.listdir(mine.path)) == ["lock", "notes.txt"] and mine.workers() == []
 
 
 def test_a_worker_that_let_go_does_not_keep_the_name_of_its_dead_controller():
