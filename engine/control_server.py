@@ -177,9 +177,9 @@ class Server:
         for fd, connection in list(self._by_fd.items()):
             if connection.open and fd == connection.sock.fileno():
                 self._drop(connection)
-        self.let_go()
+        self.release_in_child()
 
-    def let_go(self) -> None:
+    def release_in_child(self) -> None:
         """Let go in a forked worker, which else would keep every connection open after our end. Nobody is hung up on."""
         for connection in set(self._by_fd.values()):
             connection.sock.close()
