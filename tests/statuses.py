@@ -22,7 +22,7 @@ def status():
         "workers": [worker(1, 0, 12.5, 0, ""), worker(2, 1, 11.25, 2, "W_AFFINITY wanted cpu7, running on 0-1")],
         "ports": {"left": left(), "right": right()},
         "netisr": netisr(),
-        "handlers": [handler("ip", 1, 46262, 1447, 1, 3.2, 181.0, "ValueError: no such flow")],
+        "handlers": [handler(1, 40000, 1000, 0, 3.0, 80.0, ""), handler(2, 6262, 1000, 1, 5.0, 181.0, "ValueError: no such flow")],
         "apps": [app(1, 812, 1000, "left", "monitor", "sealed", 12, "uid 1000 is not in group pktring")],
         "pool": {"free": 3800, "owned": 96, "inflight": 4, "lent": 12, "kernel": 184, "reserved": 0},
         "events": ["I_UP edge", "E_WORKER_DIED worker=2 pid=4700 sig=9 reclaimed=37 lost<=64 resumed_ms=4.1"],
@@ -35,7 +35,8 @@ def worker(number, cpu, cpu_s, restarts, note):
 
 
 def handler(*values):
-    return dict(zip("name protocol frames batches raised mean_us max_us last_error".split(), values, strict=True))
+    keys = "worker frames batches raised mean_us max_us last_error".split()
+    return {"protocol": 1, "name": "ip"} | dict(zip(keys, values, strict=True))
 
 
 def app(*values):
@@ -69,35 +70,35 @@ def port(number, facts, rings, why="", warnings=()):
     return {"number": number, "facts": facts, "warnings": list(warnings), "why": why, "counters": sums, "rings": rings}
 
 
-def netisr():
-    """The sample of netstat -Q: every row holds `handled = dispatched + hybrid-dispatched + queued - in the queue`."""
-    rows = [
-        (0, "ip", 0, 37, 0, 18022, 0, 5120, 23142),
-        (0, "arp", 0, 1, 0, 12, 0, 3, 15),
-        (0, "epair", 12, 2100, 0, 0, 418, 90210, 90198),
-        (1, "ip", 0, 38, 0, 18031, 0, 5089, 23120),
-        (1, "epair", 0, 640, 0, 0, 0, 88001, 88001),
+def tables():
+    """The rows of netisr's tables, as engine/netisr_tables.py has them; the figures of the sample of netstat -Q below."""
+    works = [
+        (0, 1, 0, 37, 0, 18022, 0, 5120, 23142),
+        (0, 4, 0, 1, 0, 12, 0, 3, 15),
+        (0, 8, 12, 2100, 0, 0, 418, 90210, 90198),
+        (1, 1, 0, 38, 0, 18031, 0, 5089, 23120),
+        (1, 8, 0, 640, 0, 0, 0, 88001, 88001),
     ]
-    limits = {"numthreads": 2, "maxthreads": 2, "defaultqlimit": 256, "maxqlimit": 10240}
+    protocols = [("ip", 1, 256, 3, 2, 2), ("arp", 4, 256, 1, 0, 0), ("ip6", 6, 256, 2, 1, 0), ("epair", 8, 2100, 3, 6, 0)]
     return {
-        "settings": limits | {"dispatch": "hybrid", "bindthreads": 1},
-        "protocols": [
-            protocol("ip", 1, 256, "cpu", "hybrid", "C--"),
-            protocol("arp", 4, 256, "source", "default", "---"),
-            protocol("ip6", 6, 256, "flow", "default", "--F"),
-            protocol("epair", 8, 2100, "cpu", "default", "CD-"),
-        ],
-        "workstreams": [{"workstream": ws, "cpu": ws, "work": [work(*row) for row in rows if row[0] == ws]} for ws in (0, 1)],
+        "protocol": [row("name proto qlimit policy flags dispatch", values) for values in protocols],
+        "workstream": [row("wsid cpu flags", (ws, ws, 1)) for ws in (0, 1)],
+        "work": [row("wsid proto len watermark dispatched hybrid_dispatched qdrops queued handled", values) for values in works],
     }
 
 
-def protocol(name, number, limit, policy, dispatch, flags):
-    return {"name": name, "protocol": number, "queue-limit": limit, "policy-type": policy, "policy": dispatch, "flags": flags}
+def row(keys, values):
+    return {"version": 0} | dict(zip(keys.split(), values, strict=True))
 
 
-def work(ws, *values):
-    keys = "name length watermark dispatched hybrid-dispatched queue-drops queued handled".split()
-    return {"workstream": ws, "cpu": ws} | dict(zip(keys, values, strict=True)) | {"purged": 0, "crashed": 0}
+SETTINGS = {"numthreads": 2, "maxthreads": 2, "defaultqlimit": 256, "maxqlimit": 10240, "dispatch": "hybrid", "bindthreads": 1}
+
+
+def netisr():
+    """What a status says of netisr."""
+    from pktring.engine import netisr_tables
+
+    return {"settings": SETTINGS} | netisr_tables.json(tables())
 
 
 def later(given, frames=1000, reason="drop_tx_full", lost=50, cpu_s=0.5):

@@ -1,11 +1,17 @@
 """The Prometheus endpoint: real scrapes, read by prometheus_client's own parser."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 import statuses
+from command import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from pktring.shm.errors import Error
@@ -51,7 +57,7 @@ def test_a_scrape_has_the_counters(endpoint):
     assert value(got, "pktring_netisr_queue_drops_total", protocol="epair", workstream="0") == 418
     assert value(got, "pktring_netisr_queue_length", protocol="epair", workstream="0") == 12
     assert value(got, "pktring_netisr_queue_limit", protocol="epair") == 2100
-    assert value(got, "pktring_handler_raised_total", handler="ip", protocol="1") == 1
+    assert value(got, "pktring_handler_raised_total", handler="ip", protocol="1", worker="2") == 1
     assert value(got, "pktring_buffers", state="lent") == 12
     assert value(got, "pktring_apps", port="left", memory="sealed") == 1
 
@@ -130,3 +136,60 @@ def test_ipv6(endpoint):
         pytest.skip("no ::1 here")
     with served, urllib.request.urlopen(f"http://[::1]:{served.address[1]}/metrics", timeout=10) as answer:
         assert b"pktring_up 1.0" in answer.read()
+
+
+# ---- as a process ----
+
+PARENT = """\
+import sys
+from pktring.shm.errors import Error
+from pktring.tools import metrics
+try:
+    child = metrics.start(sys.argv[1], sys.argv[2])
+except Error as error:
+    sys.exit(str(error))
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def parent(listen, control="/nowhere/control.sock"):
+    return subprocess.Popen([sys.executable, "-c", PARENT, listen, control], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def test_the_process_listens_when_start_returns_and_ends_with_its_parent():
+    port = free_port()
+    with parent(f"127.0.0.1:{port}") as starter:
+        pid = int(starter.stdout.readline())
+        assert psutil.Process(pid).cmdline()[:1]
+        assert scraped(("127.0.0.1", port))[0] == {("pktring_up", frozenset()): 0}  # nobody answers there
+        starter.kill()
+    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_the_process_has_none_of_its_parents_descriptors():
+    port = free_port()
+    with parent(f"127.0.0.1:{port}") as starter:
+        pid = int(starter.stdout.readline())
+        names = {os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0] for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert names <= {"/dev/null", "pipe", "socket", "anon_inode", *(os.readlink(f"/proc/{pid}/fd/2"),)}, names
+        starter.stdin.close()
+
+
+def test_a_process_that_cannot_listen_says_why():
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Error, match="E_METRICS_LISTEN .*another program listens"):
+        metrics.start(f"127.0.0.1:{other.getsockname()[1]}", "/nowhere/control.sock")
+
+
+def test_ctrl_c_in_the_terminal_is_not_for_it():
+    port = free_port()
+    with parent(f"127.0.0.1:{port}") as starter:
+        pid = int(starter.stdout.readline())
+        os.kill(pid, signal.SIGINT)
+        assert scraped(("127.0.0.1", port))
+        starter.stdin.close()

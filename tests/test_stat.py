@@ -1,12 +1,12 @@
 """`pktring stat`: pages drawn from a status; rates; netstat -Q's layout, to the column."""
 
 import copy
-import json
 import re
 
 import pytest
 import statuses
 
+from pktring.engine import netisr_tables
 from pktring.shm.errors import Error
 from pktring.tools import rates, stat
 from pktring.tools.table import age, columns
@@ -89,7 +89,7 @@ def test_handlers_apps_buffers_and_remarks_are_there():
 def test_a_page_fits_80_columns():
     """But for what others say, which is not cut."""
     first, last = two()
-    last.status["handlers"][0]["last_error"] = last.status["events"][0] = ""
+    last.status["handlers"][1]["last_error"] = last.status["events"][0] = ""
     last.status["ports"]["left"]["warnings"], last.status["workers"][1]["note"] = [], ""
     for page in (stat.text(last.status), stat.text(last.status, rates.between(first, last))):
         assert [line for line in page.splitlines() if len(line) > 80] == []
@@ -170,22 +170,19 @@ def test_a_rate_reads_well(value, text):
     assert rates.pps(value) == text
 
 
-# ---- netstat -Q ----
+def test_a_handler_is_summed_over_the_workers():
+    (line,) = rows(stat.text(statuses.status()), "Handler")
+    assert line == ["ip", "1", "46262", "2000", "1", "4.0", "181.0", "ValueError:", "no", "such", "flow"]
 
 
-def test_N_M6_the_text_layout_is_netstats():
-    assert stat.netisr_text(statuses.netisr()) + "\n" == statuses.NETSTAT_Q
+# ---- netstat -Q: drawn by engine/netisr_tables.py from the knobs, as netstat does it ----
 
 
-def test_N_M6_threads_not_bound():
-    tables = statuses.netisr()
-    tables["settings"]["bindthreads"] = 0
-    assert "Threads bound to CPUs         disabled          n/a" in stat.netisr_text(tables)
+def knobs():
+    values = {f"net.isr.{name}": value for name, value in (statuses.SETTINGS | {"maxprot": 16}).items()}
+    found = statuses.tables()
+    return values | {"net.isr.proto": found["protocol"], "net.isr.workstream": found["workstream"], "net.isr.work": found["work"]}
 
 
-def test_N_M7_the_keys_are_libxos():
-    got = json.loads(json.dumps(stat.netisr_json(statuses.netisr())))["netisr"]
-    assert set(got["protocol"][0]) == {"name", "protocol", "queue-limit", "policy-type", "policy", "flags"}
-    assert got["protocol"][0]["policy"] == "hybrid"  # libxo's `policy` is the dispatch policy
-    keys = "workstream cpu name length watermark dispatched hybrid-dispatched queue-drops queued handled".split()
-    assert all(set(keys) <= set(work) for stream in got["workstream"] for work in stream["work"])
+def test_N_M6_the_tables_come_from_the_knobs_of_net_isr():
+    assert netisr_tables.text(*stat.netisr(knobs())) == statuses.NETSTAT_Q

@@ -21,7 +21,7 @@ from pktring.shm.errors import Error
 # The codes that blame what the user typed or gave us; every other one is a failure at run time.
 BAD_INPUT = {
     *("E_USAGE", "E_PORT", "E_OPTION", "E_DRIVER", "E_DIRECTION", "E_WOULD_CUT_HOST", "E_WORKERS", "E_CONFIG", "E_HANDLER"),
-    *("E_NO_INTERFACE", "E_NO_NETNS", "E_NO_FILE", "E_FILTER", "E_PCAP"),
+    *("E_NO_INTERFACE", "E_NO_NETNS", "E_NO_FILE", "E_FILTER", "E_PCAP", "E_SYSCTL"),
 }
 SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -52,43 +52,51 @@ def call(found: EngineSeen, verb: str, timeout_s: float = TIMEOUT_S, **body: Any
     from pktring.engine.control import Client
 
     with Client(found.control, timeout_s) as client:
-        return client.call(verb, **body)[0]
+        answer, fds = client.call(verb, **body)
+    for fd in fds:
+        os.close(fd)
+    return answer
 
 
 class Watched:
-    """An engine that is asked for its status again and again, over the death of its controller."""
+    """An engine that is asked again and again, over the death of its controller."""
 
     def __init__(self, name: str | None):
         self.found = pick(name)
 
-    def status(self) -> Status:
+    def ask(self, verb: str, **body: Any) -> dict[str, Any]:
         """Ask once."""
-        return call(self.found, "status")
+        return call(self.found, verb, **body)
+
+    def status(self) -> Status:
+        """Ask for its status."""
+        return self.ask("status")
 
     def samples(self, stop: cli.Stop, every_s: float, duration: float | None) -> Iterator[Sample]:
         """Yield a status every so often, until asked to end. While a controller is being replaced there is none; when the engine is gone,
         E_NO_ENGINE."""
         end = time.monotonic() + (math.inf if duration is None else duration)
         due = time.monotonic() + every_s
-        while due <= end and _slept(stop, due):
+        while due <= end and slept(stop, due - time.monotonic()):
             due = max(due + every_s, time.monotonic())
             if sample := self.sample():
                 yield sample
-        _slept(stop, end) if end < math.inf else None
+        if end < math.inf:
+            slept(stop, end - time.monotonic())
 
     def sample(self) -> Sample | None:
         """Ask once; None when nobody answers although the engine lives."""
-        with contextlib.suppress(OSError):
-            try:
-                return Sample(self.status())
-            except Error as error:
-                if error.code != "E_NO_CONTROLLER":
-                    raise
+        try:
+            return Sample(self.status())
+        except Error as error:
+            if error.code != "E_NO_CONTROLLER":
+                raise
         self.found = pick(self.found.name)
         return None
 
 
-def _slept(stop: cli.Stop, until: float) -> bool:
-    for span in stop.slices(until - time.monotonic()):
+def slept(stop: cli.Stop, duration_s: float) -> bool:
+    """Sleep. False: asked to end meanwhile."""
+    for span in stop.slices(duration_s):
         time.sleep(span)
     return not stop

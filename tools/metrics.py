@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 FORM = "ADDRESS:PORT, such as 127.0.0.1:9469 or [::1]:9469"
-START_S = 10.0
+START_S, TIMEOUT_S = 10.0, 2.0
 READY = "metrics on "
 PLAIN = {"rx_frames", "rx_bytes", "tx_frames", "tx_bytes"}
 WORK = {
@@ -69,9 +69,9 @@ def families(status: Status) -> Iterator[Metric]:
     yield gauge("port_up", "whether the interface is up", "port", up)
     yield from _netisr(status, counter, gauge)
     yield from _workers(status, counter, gauge)
-    handlers = [((h["name"], h["protocol"]), h) for h in status["handlers"]]
+    handlers = [((h["name"], h["protocol"], h["worker"]), h) for h in status["handlers"]]
     for key, text in (("frames", "frames given to a handler"), ("batches", "calls of a handler"), ("raised", "calls that raised")):
-        yield counter(f"handler_{key}", text, "handler protocol", [(*labels, h[key]) for labels, h in handlers])
+        yield counter(f"handler_{key}", text, "handler protocol worker", [(*labels, h[key]) for labels, h in handlers])
     yield gauge("buffers", "buffers of the region by the state of their owner word", "state", list(status["pool"].items()))
     yield gauge("apps", "apps attached, by port and memory", "port memory", _tally((app["port"], app["memory"]) for app in status["apps"]))
 
@@ -204,7 +204,7 @@ def run(listen: str, control: str, parent: int) -> int:
     from pktring.engine.control import Client
 
     def status() -> Status:
-        with Client(control, 2.0) as client:
+        with Client(control, TIMEOUT_S) as client:
             return client.call("status")[0]
 
     watched = os.pidfd_open(parent)

@@ -112,7 +112,7 @@ def text(found: list[dict[str, Any]], *, verbose: bool = False) -> str:
 
 def _row(one: dict[str, Any]) -> list[Any]:
     if "controller" not in one:
-        return [one["name"], _or_dash(one["pid"]), "-", "-", "-", "-", one["state"] + (f" ({one['why']})" if "why" in one else "")]
+        return [one["name"], one["pid"] or "-", "-", "-", "-", "-", one["state"] + (f" ({one['why']})" if "why" in one else "")]
     running = sum(worker["state"] == "running" for worker in one["workers"])
     counts = [f"{running}/{len(one['workers'])}", len(one["ports"]), len(one["apps"])]
     return [one["name"], one["pid"], one["generation"], *counts, f"{one['state']}, up {age(one['uptime_s'])}"]
@@ -125,12 +125,12 @@ def _more(one: dict[str, Any]) -> Iterator[str]:
         yield f"  ports: {' '.join(one['ports'])}"
     for app in one["apps"]:
         lent = cli.plural(app["lent"] or 0, "buffer")
-        yield f"  app {app['id']}: pid {_or_dash(app['pid'])} uid {app['uid']}, {app['mode']} of {app['port']}, {_memory(app)}, {lent} lent"
+        yield f"  app {app['id']}: pid {app['pid'] or '-'} uid {app['uid']}, {app['mode']} of {app['port']}, {_memory(app)}, {lent} lent"
 
 
 def _worker(worker: dict[str, Any]) -> Iterator[str]:
     yield f"cpu {_or_dash(worker['cpu'])}"
-    yield f"pid {_or_dash(worker['pid'])}"
+    yield f"pid {worker['pid'] or '-'}"
     yield worker["state"]
     yield cli.plural(worker["restarts"] or 0, "restart")
     if "seccomp" in worker:

@@ -21,6 +21,7 @@ EXAMPLES = """\
   pktring stat --engine edge --json  everything, for a script
 """
 WAYS = ("rx", "tx")
+CLEAR = "\x1b[H\x1b[2J"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,34 +37,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, stop: cli.Stop) -> int:
     """Print once, or until the end."""
     engine = engines.Watched(args.engine)
+    if args.Q:
+        return _netisr(args, stop, engine)
     sample = Sample(chosen(engine.status(), args.ports))
     rates = _watch(args, stop, engine, sample) if args.watch else None
     if args.json:
-        cli.result(netisr_json(sample.status["netisr"]) if args.Q else sample.status | ({"rates": rates} if rates else {}))
+        cli.result(sample.status | ({"rates": rates} if rates else {}))
     elif not args.watch or not sys.stdout.isatty():
-        print(_page(args, sample.status, rates))
+        print(text(sample.status, rates))
     return 0
 
 
 def _watch(args: argparse.Namespace, stop: cli.Stop, engine: engines.Watched, sample: Sample) -> dict[str, Any] | None:
     """Show each interval; leaves the last status in `sample`, returns the last rates."""
     rates = None
-    screen = sys.stdout.isatty() and not args.json
     for after in engine.samples(stop, args.watch, args.duration):
         after.status = chosen(after.status, args.ports)
         rates = between(sample, after)
         sample.status, sample.at = after.status, after.at
-        if screen:
-            print(f"\x1b[H\x1b[2J{_page(args, sample.status, rates)}", flush=True)
-        elif args.Q and not args.json:
-            print(_page(args, sample.status, rates) + "\n", flush=True)
+        if sys.stdout.isatty() and not args.json:
+            print(f"{CLEAR}{text(sample.status, rates)}", flush=True)
         else:
             print("\n".join(lines(rates)), file=sys.stderr if args.json else sys.stdout, flush=True)
     return rates
 
 
-def _page(args: argparse.Namespace, status: Status, rates: dict[str, Any] | None) -> str:
-    return netisr_text(status["netisr"]) if args.Q else text(status, rates)
+def _netisr(args: argparse.Namespace, stop: cli.Stop, engine: engines.Watched) -> int:
+    """Print netisr's tables, once or each interval; --json: the last ones."""
+    from pktring.engine import netisr_tables
+
+    clear = CLEAR if args.watch and sys.stdout.isatty() else ""
+    while True:
+        tables, settings = netisr(engine.ask("sysctl", name="net.isr")["values"])
+        if not args.json:
+            print(clear + netisr_tables.text(tables, settings), end="" if clear or not args.watch else "\n", flush=True)
+        if not args.watch or not engines.slept(stop, args.watch):
+            break
+    if args.json:
+        cli.result({"netisr": netisr_tables.libxo(tables)["netisr"] | {"settings": settings}})
+    return 0
 
 
 def chosen(status: Status, ports: list[str]) -> Status:
@@ -132,7 +144,7 @@ def _workers(status: Status, rates: dict[str, Any] | None) -> list[str]:
 def _worker(worker: dict[str, Any], rates: dict[str, Any] | None) -> list[Any]:
     share = [f"{rates['workers'][str(worker['id'])]['cpu_percent']:.0f}"] if rates else []
     spent = "-" if worker.get("cpu_s") is None else f"{worker['cpu_s']:.1f} s"
-    words = [worker["id"], _or_dash(worker["cpu"]), _or_dash(worker["pid"]), worker["state"], worker["restarts"], spent]
+    words = [worker["id"], _or_dash(worker["cpu"]), worker["pid"] or "-", worker["state"], worker["restarts"], spent]
     return [*words, *share, worker.get("note") or ""]
 
 
@@ -146,20 +158,22 @@ def _queues(status: Status) -> list[str]:
 
 
 def _handlers(status: Status) -> list[str]:
-    rows = [
-        [h["name"], h["protocol"], h["frames"], h["batches"], h["raised"], _micro(h["mean_us"]), _micro(h["max_us"]), h["last_error"] or ""]
-        for h in status["handlers"]
-    ]
+    """Sum a handler's work over the workers; the times are of a burst."""
+    every: dict[tuple[int, str], list[dict[str, Any]]] = {(h["protocol"], h["name"]): [] for h in status["handlers"]}
+    for h in status["handlers"]:
+        every[h["protocol"], h["name"]].append(h)
+    rows = []
+    for (number, name), works in every.items():
+        counts = [sum(h[key] for h in works) for key in ("frames", "batches", "raised")]
+        mean = sum(h["mean_us"] * h["batches"] for h in works) / max(counts[1], 1)
+        told = next((h["last_error"] for h in works if h["last_error"]), "")
+        rows.append([name, number, *counts, f"{mean:.1f}", f"{max(h['max_us'] for h in works):.1f}", told])
     return columns("Handler >Proto >Frames >Batches >Raised >Mean_us >Max_us Last_error", rows) if rows else []
-
-
-def _micro(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _apps(status: Status) -> list[str]:
     rows = [
-        [app["id"], _or_dash(app["pid"]), app["uid"], app["port"], app["mode"], app["memory"], app["lent"], app.get("why") or ""]
+        [app["id"], app["pid"] or "-", app["uid"], app["port"], app["mode"], app["memory"], app["lent"], app.get("why") or ""]
         for app in status["apps"]
     ]
     return columns("App >Pid >Uid Port Mode Memory >Lent Why", rows) if rows else []
@@ -183,34 +197,8 @@ def _or_dash(value: Any) -> Any:
 # ---- netstat -Q ----
 
 
-def netisr_text(netisr: dict[str, Any]) -> str:
-    """Draw netisr's tables in the layout of FreeBSD's netstat -Q."""
-    settings = netisr["settings"]
-    table = ["Configuration:", _setting("Setting", "Current", "Limit")]
-    table += [_setting("Thread count", settings["numthreads"], settings["maxthreads"])]
-    table += [_setting("Default queue limit", settings["defaultqlimit"], settings["maxqlimit"])]
-    table += [_setting("Dispatch policy", settings["dispatch"], "n/a")]
-    table += [_setting("Threads bound to CPUs", "enabled" if settings["bindthreads"] else "disabled", "n/a")]
-    table += ["", "Protocols:", f"{'Name':<6} {'Proto':>5} {'QLimit':>6} {'Policy':>6} {'Dispatch':>8} Flags"]
-    table += [_protocol(row) for row in netisr["protocols"]]
-    table += ["", "Workstreams:", "WSID CPU   Name     Len WMark   Disp'd  HDisp'd   QDrops   Queued  Handled"]
-    table += [_work(row) for stream in netisr["workstreams"] for row in stream["work"]]
-    return "\n".join(table)
-
-
-def _setting(name: str, current: Any, limit: Any) -> str:
-    return f"{name:<25} {current:>12} {limit:>12}"
-
-
-def _protocol(row: dict[str, Any]) -> str:
-    return f"{row['name']:<6} {row['protocol']:>5} {row['queue-limit']:>6} {row['policy-type']:>6} {row['policy']:>8}   {row['flags']}"
-
-
-def _work(row: dict[str, Any]) -> str:
-    counts = " ".join(f"{row[key]:>8}" for key in ("dispatched", "hybrid-dispatched", "queue-drops", "queued", "handled"))
-    return f"{row['workstream']:>4} {row['cpu']:>3}   {row['name']:<6} {row['length']:>5} {row['watermark']:>5} {counts}"
-
-
-def netisr_json(netisr: dict[str, Any]) -> dict[str, Any]:
-    """Return libxo's keys of netstat -Q, and the settings beside them, which libxo leaves out."""
-    return {"netisr": {"protocol": netisr["protocols"], "workstream": netisr["workstreams"], "settings": netisr["settings"]}}
+def netisr(values: dict[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Sort the knobs of net.isr into tables and settings, as netstat -Q does. For engine/netisr_tables.py."""
+    knobs = {name.removeprefix("net.isr."): value for name, value in values.items()}
+    tables = {"protocol": knobs.pop("proto"), "workstream": knobs.pop("workstream"), "work": knobs.pop("work")}
+    return tables, knobs
