@@ -10,6 +10,7 @@ numba is an extra (`pip install 'pktring[compiled]'`) and is imported when the f
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from .handed import number_of
 
 DONE: int = _engine.PR_DONE
 MAX_PORT = 65535
+MARK = "<what it returns>"  # in numba's many words, these are ours
 
 # struct pktring_batch. Pointers are numbers here.
 BATCH = np.dtype(
@@ -65,13 +67,11 @@ class Compiled:
     """What `@pktring.compiled` makes of a function; calling it calls the Python function itself, so that it can be tested."""
 
     def __init__(self, function: Callable[..., Any], to: Any = None, state: np.ndarray | None = None):
+        functools.update_wrapper(self, function)
         self.function = function
         self.to = to
         self.state = state
-        self.__name__ = function.__name__
-        self.__qualname__ = function.__qualname__
-        self.__module__ = function.__module__
-        self.__doc__ = function.__doc__
+        self._made: dict[Any, Any] = {}  # by the ports it goes to: processes that are forked from here have it already
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self.function(*args, **kw)
@@ -86,10 +86,13 @@ class Compiled:
             import numba
         except ImportError as why:
             raise _bad(name, f"compiled handlers need numba ({why}): pip install 'pktring[compiled]'") from None
-        try:
-            run = _compile(self.function, arguments, state, _verdict(targets, several))
-        except numba.core.errors.NumbaError as why:
-            raise _bad(name, f"numba cannot compile it: {_telling_line(why)}") from why
+        ways = (several, targets and tuple(targets))
+        if ways not in self._made:
+            try:
+                self._made[ways] = _compile(self.function, arguments, state, _verdict(targets, several))
+            except numba.core.errors.NumbaError as why:
+                raise _bad(name, f"numba cannot compile it: {_telling_line(why)}") from why
+        run = self._made[ways]
         return run.address, 0 if self.state is None else state.ctypes.data, (run, state)
 
 
@@ -109,6 +112,8 @@ def compiled(function: Callable[..., Any] | None = None, *, to: Any = None, stat
 
 
 def _arguments(function: Callable[..., Any], name: str, has_state: bool) -> list[str]:
+    if not inspect.isfunction(function):
+        raise _bad(name, f"{type(function).__name__} objects cannot be compiled: give a Python function")
     words = list(inspect.signature(function).parameters)
     if strange := [word for word in words if word not in PARAMETERS]:
         raise _bad(name, f"what is {strange[0]!r}? The parameters of a compiled handler are {', '.join(PARAMETERS)}")
@@ -144,7 +149,7 @@ def _compile(function: Callable[..., Any], arguments: list[str], state: np.ndarr
         "user": user,
         "verdict": verdict,
         "shape": state.shape,
-        "state_type": numba.from_dtype(state.dtype),
+        "state_type": state.dtype,
         **{kind: getattr(types, kind) for kind in ("uint8", "uint16", "uint32", "uint64", "int32")},
     }
     exec(LOOP.format(arguments=", ".join(PARAMETERS[word] for word in arguments)), names)
@@ -164,7 +169,7 @@ def _pointer() -> Any:
 
 
 def _verdict(targets: list[int] | None, several: bool) -> Any:
-    """From what the function returned to the verdict; which way it goes is known from its type, when it is compiled."""
+    """From what the function returned to the verdict: by one of three ways, each from one type."""
     import numba
     from numba import types
     from numba.extending import overload
@@ -172,22 +177,23 @@ def _verdict(targets: list[int] | None, several: bool) -> Any:
     table = np.array(targets or [DONE], dtype="i4")
     n = len(table)
 
-    # Their types are given: what may be None besides is converted, and is none of it when they are called.
-    @numba.njit(types.int32(types.boolean))
     def of_bool(said):
         return table[0] if said else np.int32(DONE)
 
-    @numba.njit(types.int32(types.int64))
     def of_index(said):
         if said < DONE or said >= n:
             raise IndexError("no such port")
         return np.int32(DONE) if said == DONE else table[said]
 
-    @numba.njit(types.int32(types.int64))
     def of_number(said):
         if said < DONE or said > MAX_PORT:
             raise IndexError("no such port")
         return np.int32(said)
+
+    way = of_number if targets is None else of_index if several else of_bool
+    takes = types.boolean if way is of_bool else types.int64
+    wanted = "True or False, because of to=PORT" if way is of_bool else "a port's number or -1; a bool needs to=PORT"
+    chosen = numba.njit(types.int32(takes))(way)  # its type is given: what may be None besides is converted, and is not None there
 
     def of(said):
         raise NotImplementedError
@@ -197,12 +203,9 @@ def _verdict(targets: list[int] | None, several: bool) -> Any:
         kind = said.type if isinstance(said, types.Optional) else said
         if isinstance(kind, types.NoneType):
             return lambda said: np.int32(DONE)
-        if isinstance(kind, types.Boolean) and targets and not several:
-            return lambda said: of_bool(said)
-        if isinstance(kind, types.Integer) and (several or not targets):
-            return (lambda said: of_index(said)) if several else (lambda said: of_number(said))
-        wanted = "True or False, because of to=PORT" if targets and not several else "a port's number or -1; a bool needs to=PORT"
-        raise numba.core.errors.TypingError(f"it returns {kind}: return {wanted}")
+        if isinstance(kind, types.Boolean if way is of_bool else types.Integer):
+            return lambda said: chosen(said)
+        raise numba.core.errors.TypingError(f"{MARK} {kind}: return {wanted}")
 
     @numba.njit
     def verdict(said):
@@ -213,9 +216,9 @@ def _verdict(targets: list[int] | None, several: bool) -> Any:
 
 def _telling_line(why: Exception) -> str:
     """What is wrong, out of the many lines that numba says."""
-    lines = [line.strip() for line in str(why).splitlines()]
-    if ours := next((line for line in lines if "it returns " in line), ""):
-        return ours[ours.index("it returns ") :]
+    if MARK in (text := str(why)):
+        return f"it returns{text.partition(MARK)[2].splitlines()[0]}"
+    lines = [line.strip() for line in text.splitlines()]
     for i, line in enumerate(lines):
         if line.startswith(("Failed in", "During", "File ", "<source", "- ")) or not line:
             continue

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -52,12 +53,9 @@ class PerFrame:
     """What `@pktring.per_frame` makes of a function; calling it calls the function."""
 
     def __init__(self, function: Callable[[memoryview], Any], to: Any = None):
+        functools.update_wrapper(self, function)
         self.function = function
         self.to = to
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
-        self.__qualname__ = getattr(function, "__qualname__", self.__name__)
-        self.__module__ = getattr(function, "__module__", "")
-        self.__doc__ = function.__doc__
 
     def __call__(self, frame: memoryview) -> Any:
         return self.function(frame)
