@@ -69,6 +69,34 @@ static PyObject *py_size(PyObject *m, PyObject *args)
     return geometry_of(args, &g, &none) < 0 ? NULL : PyLong_FromSize_t(pr_netisr_size(&g));
 }
 
+/* Bytes at the end of a block that are lanes. */
+static PyObject *py_lanes_size(PyObject *m, PyObject *args)
+{
+    (void)m;
+    struct pr_netisr_geometry g;
+    struct pr_netisr v;
+    Py_buffer none;
+    if (geometry_of(args, &g, &none) < 0)
+        return NULL;
+    pr_netisr_carve(&v, NULL, &g);
+    return PyLong_FromSize_t(PR_NETISR_PROTOS * v.lanes_size);
+}
+
+/* netisr_lanes_range((the same), protocol) -> (offset, size) of its lanes in such a block */
+static PyObject *py_lanes_range(PyObject *m, PyObject *args)
+{
+    (void)m;
+    struct pr_netisr_geometry g;
+    struct pr_netisr v;
+    Py_buffer none;
+    PyObject *geometry;
+    unsigned proto;
+    if (!PyArg_ParseTuple(args, "O!I", &PyTuple_Type, &geometry, &proto) || !proto_ok(proto) || geometry_of(geometry, &g, &none) < 0)
+        return NULL;
+    pr_netisr_carve(&v, NULL, &g);
+    return Py_BuildValue("(nn)", (Py_ssize_t)pr_netisr_lanes_at(&v, proto), (Py_ssize_t)v.lanes_size);
+}
+
 /* netisr_format(..., mem) */
 static PyObject *py_format(PyObject *m, PyObject *args)
 {
@@ -124,7 +152,7 @@ static PyObject *netisr_did(PyObject *o, PyObject *args)
     return Py_BuildValue("(KKKKK)", r.dispatched, r.hybrid, r.noproto, r.nobufs, r.wakes);
 }
 
-/* proto(n) -> (used, name, policy, dispatch, qlimit, flags, generation, ready) */
+/* proto(n) -> (used, name, policy, dispatch, qlimit, flags, generation) */
 static PyObject *netisr_proto(PyObject *o, PyObject *n)
 {
     unsigned long proto = PyLong_AsUnsignedLong(n);
@@ -134,18 +162,18 @@ static PyObject *netisr_proto(PyObject *o, PyObject *n)
     char name[PR_NETISR_NAME];
     memcpy(name, p->name, sizeof name);
     name[sizeof name - 1] = 0;
-    return Py_BuildValue("(ONIIIIIO)", p->used ? Py_True : Py_False, PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"),
-                         p->policy, p->dispatch, p->qlimit, p->flags, p->generation, p->ready ? Py_True : Py_False);
+    return Py_BuildValue("(ONIIIII)", p->used ? Py_True : Py_False, PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"),
+                         p->policy, p->dispatch, p->qlimit, p->flags, p->generation);
 }
 
-/* workstream(n) -> (cpu, pid, flags, pending, need, purge_asked, purged) */
+/* workstream(n) -> (cpu, pid, births, flags, pending, need) */
 static PyObject *netisr_workstream(PyObject *o, PyObject *n)
 {
     unsigned long ws = PyLong_AsUnsignedLong(n);
     if (PyErr_Occurred() || !ws_ok(view_of(o), (unsigned)ws))
         return NULL;
     const struct pr_netisr_ws *s = &view_of(o)->ws[ws];
-    return Py_BuildValue("(IIIIIII)", s->cpu, s->pid, s->flags, s->pending, s->need, s->purge_asked, s->purged);
+    return Py_BuildValue("(IIIIII)", s->cpu, s->pid, s->births, s->flags, s->pending, s->need);
 }
 
 /* port(n) -> (ifindex, generation, vnet) */
@@ -165,6 +193,14 @@ static PyObject *netisr_allowed(PyObject *o, PyObject *args)
     if (!PyArg_ParseTuple(args, "II", &proto, &vnet) || !proto_ok(proto) || !vnet_ok(vnet))
         return NULL;
     return PyBool_FromLong(pr_netisr_allowed(view_of(o), proto, vnet));
+}
+
+static PyObject *netisr_ready(PyObject *o, PyObject *n)
+{
+    unsigned long proto = PyLong_AsUnsignedLong(n);
+    if (PyErr_Occurred() || !proto_ok((unsigned)proto))
+        return NULL;
+    return PyBool_FromLong(pr_netisr_ready_proto(view_of(o), (uint32_t)proto));
 }
 
 static PyObject *netisr_cpuid(PyObject *o, PyObject *n)
@@ -211,7 +247,7 @@ static PyObject *netisr_add(PyObject *o, PyObject *args)
         call(view_of(o), (uint32_t)proto);                                                                             \
         Py_RETURN_NONE;                                                                                                \
     }
-ON_PROTO(open, pr_netisr_open)
+ON_PROTO(open_lanes, pr_netisr_open)
 ON_PROTO(forbid, pr_netisr_forbid)
 ON_PROTO(remove, pr_netisr_unregistered)
 ON_PROTO(clear_qdrops, pr_netisr_clear_qdrops)
@@ -258,7 +294,7 @@ static PyObject *netisr_set_port(PyObject *o, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* set_worker(workstream, cpu, pid) */
+/* set_worker(workstream, cpu, pid): its worker says its pid by itself when it begins */
 static PyObject *netisr_set_worker(PyObject *o, PyObject *args)
 {
     unsigned ws, cpu, pid;
@@ -332,6 +368,7 @@ static PyObject *get_bindthreads(PyObject *o, void *unused)
 static PyGetSetDef netisr_fields[] = {
     {"dispatch", get_word, set_word, "the global policy", (void *)offsetof(struct pr_netisr_control, dispatch)},
     {"active", get_word, set_word, "workstreams that frames are placed on", (void *)offsetof(struct pr_netisr_control, active)},
+    {"defaultqlimit", get_word, set_word, "of registrations that name none", (void *)offsetof(struct pr_netisr_control, defaultqlimit)},
     {"vnets", get_vnets, NULL, "which vnets exist, a bit each", NULL},
     {"bindthreads", get_bindthreads, NULL, "whether workers are pinned to their CPUs", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -341,7 +378,6 @@ static PyMemberDef netisr_members[] = {
     {"workstreams", T_UINT, offsetof(PrNetisr, v.n_ws), READONLY, "how many there are"},
     {"producers", T_UINT, offsetof(PrNetisr, v.n_producers), READONLY, "rows: workers, then the controller"},
     {"maxqlimit", T_UINT, offsetof(PrNetisr, v.g.maxqlimit), READONLY, "the highest limit a queue may have"},
-    {"defaultqlimit", T_UINT, offsetof(PrNetisr, v.g.defaultqlimit), READONLY, "the limit of a registration that names none"},
     {"capacity", T_UINT, offsetof(PrNetisr, v.capacity), READONLY, "slots of a lane"},
     {NULL, 0, 0, 0, NULL},
 };
@@ -349,15 +385,16 @@ static PyMemberDef netisr_members[] = {
 static PyMethodDef netisr_methods[] = {
     {"sums", netisr_sums, METH_VARARGS, "sums(protocol, workstream) -> the row's counters"},
     {"did", netisr_did, METH_VARARGS, "did(protocol, producer) -> (dispatched, hybrid, noproto, nobufs, wakes)"},
-    {"proto", netisr_proto, METH_O, "proto(n) -> (used, name, policy, dispatch, qlimit, flags, generation, ready)"},
-    {"workstream", netisr_workstream, METH_O, "workstream(n) -> (cpu, pid, flags, pending, need, purge_asked, purged)"},
+    {"proto", netisr_proto, METH_O, "proto(n) -> (used, name, policy, dispatch, qlimit, flags, generation)"},
+    {"workstream", netisr_workstream, METH_O, "workstream(n) -> (cpu, pid, births, flags, pending, need)"},
     {"port", netisr_port, METH_O, "port(n) -> (ifindex, generation, vnet)"},
     {"allowed", netisr_allowed, METH_VARARGS, "allowed(protocol, vnet) -> bool"},
     {"cpuid", netisr_cpuid, METH_O, "cpuid(n) -> CPU of workstream n % active"},
     {"flow2cpu", netisr_flow2cpu, METH_O, "flow2cpu(flow) -> CPU"},
     {"lanes_range", netisr_lanes_range, METH_O, "lanes_range(protocol) -> (offset, size) of its lanes in the block"},
     {"add", netisr_add, METH_VARARGS, "add(protocol, name, policy, dispatch, qlimit, flags)"},
-    {"open", netisr_open, METH_O, "open(protocol): make its lanes"},
+    {"open_lanes", netisr_open_lanes, METH_O, "open_lanes(protocol): make its lanes, whose pages are there"},
+    {"ready", netisr_ready, METH_O, "ready(protocol) -> whether its lanes are made"},
     {"forbid", netisr_forbid, METH_O, "forbid(protocol): no vnet lets it in"},
     {"remove", netisr_remove, METH_O, "remove(protocol): after it is forbidden and purged"},
     {"clear_qdrops", netisr_clear_qdrops, METH_O, "clear_qdrops(protocol)"},
@@ -387,6 +424,8 @@ PyTypeObject pr_netisr_type = {
 
 static PyMethodDef functions[] = {
     {"netisr_size", py_size, METH_VARARGS, "netisr_size(workstreams, maxqlimit, defaultqlimit, first_lane, bindthreads) -> bytes"},
+    {"netisr_lanes_range", py_lanes_range, METH_VARARGS, "netisr_lanes_range((as above), protocol) -> (offset, size)"},
+    {"netisr_lanes_size", py_lanes_size, METH_VARARGS, "netisr_lanes_size(as netisr_size) -> bytes at its end that are lanes"},
     {"netisr_format", py_format, METH_VARARGS, "netisr_format(..., mem): make a block in zeroed memory, page-aligned"},
     {"classify", py_classify, METH_O, "classify(frame) -> netisr's protocol number"},
     {NULL, NULL, 0, NULL},

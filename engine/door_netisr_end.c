@@ -203,21 +203,111 @@ static void end_dealloc(PyObject *self)
     Py_TYPE(self)->tp_free(self);
 }
 
-/* A batch of whole frames out of an array of u64. */
-static int batch_of(PyObject *array, struct pr_batch *b)
+/* ---- frames of bytes ---- */
+
+/* make(bytes, port, hash or None) -> descriptors; none when the pool is dry */
+static PyObject *end_make(PyObject *self, PyObject *args)
 {
-    Py_buffer a;
-    if (PyObject_GetBuffer(array, &a, PyBUF_SIMPLE) < 0)
+    struct pr_netisr_end *e = end_of(self);
+    Py_buffer b;
+    unsigned port;
+    PyObject *hash;
+    if (!PyArg_ParseTuple(args, "y*IO", &b, &port, &hash))
+        return NULL;
+    struct pr_meta meta = {.port = (uint16_t)port, .flags = hash == Py_None ? 0 : PR_META_HASH};
+    if (hash != Py_None)
+        meta.hash = (uint32_t)PyLong_AsUnsignedLong(hash);
+    size_t len = (size_t)b.len, room = pr_buf_room(e->rg), slots = len ? (len + room - 1) / room : 1;
+    uint32_t bufs[PR_MAX_FRAGS], got = 0;
+    uint64_t desc[PR_MAX_FRAGS];
+    if (slots > PR_MAX_FRAGS)
+        PyErr_Format(PyExc_ValueError, "a frame of %zu bytes takes more than %d slots", len, PR_MAX_FRAGS);
+    else if ((got = pr_pool_take(e->pool, bufs, (uint32_t)slots)) == slots)
+        *pr_meta_of(e->rg, bufs[0]) = meta;
+    else
+        pr_pool_give(e->pool, bufs, got), got = 0;
+    for (size_t k = 0, at = 0; k < got; k++, at += room) {
+        size_t piece = len - at < room ? len - at : room;
+        memcpy(pr_buf(e->rg, bufs[k]), (const uint8_t *)b.buf + at, piece);
+        desc[k] = pr_desc(bufs[k], (uint16_t)piece, k + 1 < got ? PR_NS_MOREFRAG : 0);
+    }
+    PyBuffer_Release(&b);
+    return PyErr_Occurred() ? NULL : descriptors(desc, got);
+}
+
+/* Whole frames out of a sequence of descriptors; how many descriptors, -1 with an exception. */
+static Py_ssize_t listed(PyObject *sequence, uint64_t *desc, Py_ssize_t room)
+{
+    PyObject *list = PySequence_Fast(sequence, "descriptors are a sequence of numbers");
+    if (!list)
         return -1;
-    const uint64_t *desc = a.buf;
-    uint32_t n = a.len / 8 < PR_BATCH_DESC + 1 ? (uint32_t)(a.len / 8) : PR_BATCH_DESC + 1, slots;
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
+    for (Py_ssize_t i = 0; i < n && i < room; i++)
+        desc[i] = PyLong_AsUnsignedLongLong(PySequence_Fast_GET_ITEM(list, i));
+    Py_DECREF(list);
+    if (n > room)
+        PyErr_Format(PyExc_ValueError, "%zd descriptors, more than %zd", n, room);
+    return PyErr_Occurred() ? -1 : n;
+}
+
+static PyObject *read_frame(const struct pr_netisr_end *e, const uint64_t *desc, uint32_t slots)
+{
+    const struct pr_meta *m = pr_meta_of(e->rg, pr_desc_idx(*desc));
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)pr_desc_frame_len(desc, slots));
+    char *to = bytes ? PyBytes_AS_STRING(bytes) : NULL;
+    for (uint32_t k = 0; to && k < slots; to += pr_desc_len(desc[k]), k++)
+        memcpy(to, pr_buf(e->rg, pr_desc_idx(desc[k])), pr_desc_len(desc[k]));
+    PyObject *hash = m->flags & PR_META_HASH ? PyLong_FromUnsignedLong(m->hash) : Py_NewRef(Py_None);
+    return Py_BuildValue("(NINI)", bytes, m->port, hash, m->life & 0xff);
+}
+
+/* read(descriptors) -> [(bytes, port, hash or None, vnet)], a frame each */
+static PyObject *end_read(PyObject *self, PyObject *sequence)
+{
+    struct pr_netisr_end *e = end_of(self);
+    uint64_t desc[PR_BATCH_DESC];
+    Py_ssize_t n = listed(sequence, desc, PR_BATCH_DESC), slots;
+    PyObject *list = n < 0 ? NULL : PyList_New(0);
+    for (Py_ssize_t at = 0; list && at < n; at += slots) {
+        slots = (Py_ssize_t)pr_desc_slots(&desc[at], (uint32_t)(n - at));
+        for (Py_ssize_t k = at; slots && k < at + slots; k++)
+            if (!pr_buf_ok(e->rg, pr_desc_idx(desc[k])) || pr_desc_len(desc[k]) > pr_buf_room(e->rg))
+                slots = 0;
+        PyObject *frame = slots ? read_frame(e, &desc[at], (uint32_t)slots) : NULL;
+        if (!slots)
+            PyErr_SetString(PyExc_ValueError, "half a frame, or a buffer that is none");
+        if (!frame || PyList_Append(list, frame) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(frame);
+    }
+    return list;
+}
+
+/* free(descriptors): their buffers go home */
+static PyObject *end_free(PyObject *self, PyObject *sequence)
+{
+    uint64_t desc[PR_BATCH_DESC];
+    Py_ssize_t n = listed(sequence, desc, PR_BATCH_DESC);
+    if (n < 0)
+        return NULL;
+    pr_hand_free(end_of(self)->pool, desc, (uint32_t)n);
+    Py_RETURN_NONE;
+}
+
+/* ---- frames go in and out ---- */
+
+/* A batch of whole frames out of descriptors. */
+static int batch_of(PyObject *sequence, struct pr_batch *b)
+{
+    uint64_t desc[PR_BATCH_DESC];
+    Py_ssize_t n = listed(sequence, desc, PR_BATCH_DESC), at = 0, slots;
     pr_batch_begin(b);
-    for (; n && (slots = pr_desc_slots(desc, n)) && pr_batch_room(b, slots); desc += slots, n -= slots)
-        pr_batch_add(b, desc, slots);
-    PyBuffer_Release(&a);
-    if (!n)
+    for (; at < n && (slots = (Py_ssize_t)pr_desc_slots(&desc[at], (uint32_t)(n - at))) && b->n < PR_BURST; at += slots)
+        pr_batch_add(b, &desc[at], (uint32_t)slots);
+    if (at == n)
         return 0;
-    PyErr_Format(PyExc_ValueError, "not a batch: at most %d whole frames in %d slots", PR_BURST, PR_BATCH_DESC);
+    if (n >= 0)
+        PyErr_Format(PyExc_ValueError, "not a batch: %d whole frames at most", PR_BURST);
     return -1;
 }
 
@@ -317,11 +407,15 @@ static PyMemberDef end_members[] = {
     {"m2cpuid", T_OBJECT, offsetof(End, m2cpuid), 0, "m2cpuid(proto, descriptors, source)"},
     {"drained", T_OBJECT, offsetof(End, drained), 0, "drained(proto, cpu)"},
     {"budget", T_UINT, offsetof(End, e.budget), 0, "frames of one serve, about"},
+    {"found", T_UINT, offsetof(End, e.found), READONLY, "frames that the workstream's last holder had in its hands"},
     {"producer", T_UINT, offsetof(End, e.producer), READONLY, "its row"},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyMethodDef end_methods[] = {
+    {"make", end_make, METH_VARARGS, "make(bytes, port, hash or None) -> descriptors; none when the pool is dry"},
+    {"read", end_read, METH_O, "read(descriptors) -> [(bytes, port, hash or None, vnet)]"},
+    {"free", end_free, METH_O, "free(descriptors): their buffers go home"},
     {"queue_src", end_queue_src, METH_VARARGS, "queue_src(protocol, source, descriptors) -> 0 or -errno"},
     {"dispatch_src", end_dispatch_src, METH_VARARGS, "dispatch_src(protocol, source, descriptors) -> 0 or -errno"},
     {"put", end_put, METH_VARARGS, "put(protocol, workstream, descriptors) -> how many were put"},

@@ -81,7 +81,7 @@ static inline struct pr_netisr_sums pr_netisr_sums(const struct pr_netisr *v, ui
 /* Where the lanes of a protocol lie in the block: these pages have to be there before pr_netisr_open. */
 static inline size_t pr_netisr_lanes_at(const struct pr_netisr *v, uint32_t proto)
 {
-    return (size_t)(v->lanes - (uint8_t *)v->head) + proto * v->lanes_size;
+    return (size_t)((uintptr_t)v->lanes - (uintptr_t)v->head) + proto * v->lanes_size;
 }
 
 /* Make the lanes of a protocol, once. */

@@ -71,7 +71,8 @@ struct pr_netisr_control {
     uint32_t dispatch; /* when the protocol's own is DEFAULT */
     uint32_t active;   /* frames are placed on workstreams 0 .. active - 1 */
     uint64_t vnets;    /* which exist, a bit each; 0 always does */
-    uint8_t pad[48];
+    uint32_t defaultqlimit; /* of registrations that name none */
+    uint8_t pad[44];
     uint64_t port[PR_NETISR_PORTS]; /* ifindex << 32 | life: the port's generation << 8 | its vnet. Generation 0 = no such port */
 };
 
@@ -88,8 +89,9 @@ struct pr_netisr_ws {
     uint32_t pending, flags;
     uint8_t pad0[56];
     uint32_t need, purged;
-    uint32_t pid; /* of its worker, 0 = none */
-    uint8_t pad1[52];
+    uint32_t pid;    /* of its worker, 0 = none */
+    uint32_t births; /* workers that it has had */
+    uint8_t pad1[48];
     uint32_t cpu, purge_asked;
     uint8_t pad2[56];
 };
@@ -188,7 +190,7 @@ static inline size_t pr_netisr_carve(struct pr_netisr *v, uint8_t *mem, const st
     *v = (struct pr_netisr){.g = *g, .n_ws = (uint32_t)w, .n_producers = (uint32_t)p, .capacity = pr_netisr_capacity(g->maxqlimit)};
     v->lane_size = pr_round(pr_lane_size(v->capacity), 64);
     v->lanes_size = pr_round(w * p * v->lane_size, PR_PAGE);
-#define PART(field, bytes) (v->field = (void *)(mem + at), at += (bytes))
+#define PART(field, bytes) (v->field = (void *)((uintptr_t)mem + at), at += (bytes))
     PART(head, sizeof *v->head);
     PART(control, sizeof *v->control);
     PART(proto, PR_NETISR_PROTOS * sizeof *v->proto);
@@ -237,6 +239,7 @@ static inline int pr_netisr_format(void *mem, size_t bytes, const struct pr_neti
     v.control->dispatch = PR_DISPATCH_DIRECT;
     v.control->active = v.n_ws;
     v.control->vnets = 1;
+    v.control->defaultqlimit = g->defaultqlimit;
     for (uint32_t w = 0; w < v.n_ws; w++)
         v.ws[w].cpu = w;
     for (uint32_t p = 0; p < v.n_producers; p++) {

@@ -18,6 +18,8 @@
 
 #include "netisr_serve.h"
 
+#include <unistd.h>
+
 static inline void pr_netisr_mend_taken(const struct pr_lane_end *l, struct pr_netisr_cell *c)
 {
     uint64_t taken = pr_netisr_look(&c->taken);
@@ -57,6 +59,7 @@ static inline void pr_netisr_adopt(struct pr_netisr_end *e)
 {
     struct pr_netisr_ws *s = pr_netisr_my_ws(e);
     uint32_t pending = 0;
+    e->found = 0;
     for (uint32_t proto = 0; proto < PR_NETISR_PROTOS; proto++) {
         struct pr_netisr_work *w = pr_netisr_work(&e->v, proto, e->ws);
         uint32_t gone = 0, queued = 0;
@@ -64,11 +67,15 @@ static inline void pr_netisr_adopt(struct pr_netisr_end *e)
             continue;
         for (uint32_t producer = 0; producer < e->v.n_producers; producer++)
             gone += pr_netisr_adopt_lane(e, proto, producer, &queued);
-        pr_netisr_count(&w->crashed, gone - (uint32_t)(w->handled + w->purged + w->crashed));
+        gone -= (uint32_t)(w->handled + w->purged + w->crashed);
+        pr_netisr_count(&w->crashed, gone);
+        e->found += gone;
         pending |= queued << proto;
     }
     __atomic_store_n(&s->flags, 0, __ATOMIC_SEQ_CST);
     __atomic_fetch_or(&s->pending, pending, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&s->births, s->births + 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&s->pid, (uint32_t)getpid(), __ATOMIC_RELEASE);
 }
 
 /* A worker that ends in good order: what it had detached is queued again, for its successor to adopt. */

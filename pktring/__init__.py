@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pktring.engine.flow import flow_hash
     from pktring.engine.handlers import DONE, per_frame
     from pktring.engine.jenkins import jenkins_hash32
+    from pktring.engine.netisr_rules import Handler
     from pktring.engine.port import Port
     from pktring.engine.rps import rps_hash
     from pktring.engine.toeplitz import toeplitz
@@ -30,6 +31,7 @@ _HOMES = {
     "DONE": "pktring.engine.handlers",
     "compiled": "pktring.engine.compiled",
     "per_frame": "pktring.engine.handlers",
+    "Handler": "pktring.engine.netisr_rules",
     "open": "pktring.ports",
     "Port": "pktring.engine.port",
     "Batch": "pktring.engine.batch",
@@ -45,6 +47,7 @@ __all__ = [
     "DONE",
     "Batch",
     "Error",
+    "Handler",
     "PktQueue",
     "Port",
     "Region",
