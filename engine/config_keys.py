@@ -126,8 +126,8 @@ def workers(value: Any) -> tuple[int, ...] | int | str:
         cpus = tuple(whole(0, 4095)(cpu) for cpu in value[: MAX_WORKERS + 1])
         if not 1 <= len(cpus) <= MAX_WORKERS:
             raise Bad(f"{len(value)} CPUs: name 1 to {MAX_WORKERS}")
-        if twice := next((cpu for cpu in cpus if cpus.count(cpu) > 1), None):
-            raise Bad(f"CPU {twice} is named twice: there is one worker a CPU")
+        if twice := [cpu for cpu in cpus if cpus.count(cpu) > 1]:
+            raise Bad(f"CPU {twice[0]} is named twice: there is one worker a CPU")
         return cpus
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WORKERS:
         raise Bad(f'{shown(value)} is neither a list of CPUs, nor a number from 1 to {MAX_WORKERS}, nor "auto"')
@@ -181,7 +181,7 @@ def no_handler_or(value: Any) -> str:
 
 _engine_name = word(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}", "a name of 1 to 31 letters, digits, - and _")
 port_name = word(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,30}", "a name of 1 to 31 letters, digits, - _ and .")
-_interface = word(r"[!-.0-9;-@A-~]{1,15}|", "the name of an interface (1 to 15 characters): other ports are port = ...")
+_interface = word(r"[!-.0-9;->@-~]{1,15}|", "the name of an interface (1 to 15 characters): other ports are port = ...")
 _protocol_name = word(r"[\x21-\x7e]{1,31}", "a name of 1 to 31 characters without a space")
 _group = word(r"[A-Za-z0-9_.-]{0,32}\$?", "the name of a group")
 

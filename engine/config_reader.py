@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Set
 from functools import cache
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,12 +15,16 @@ from pktring.shm.errors import Error
 
 from . import config_rules, sysctl
 from . import filter as filters
-from .config_keys import ARRAYS, EVERY, MAX_PROTO, NAMES, REQUIRED, TABLES, Bad, Key, port_name, shown
+from .config_keys import ARRAYS, EVERY, MAX_PORTS, MAX_PROTO, MAX_RULES, NAMES, REQUIRED, TABLES, Bad, Key, port_name, shown
 from .config_keys import options as read_options
 from .config_toml import ConfigError, Path, line_of, lines
 from .config_types import Config, ForwardConfig, MetricsConfig, MirrorConfig, PortConfig, ProtocolConfig, cpus_of
 
 MAX_PROBLEMS = 20
+ENOUGH = 200  # problems: whatever this is, it is no configuration
+MOST = {"port": MAX_PORTS, "forward": MAX_PORTS * MAX_RULES, "mirror": MAX_PORTS * MAX_RULES, "protocol": MAX_PROTO + 1}
+MOST_KNOBS = 256
+DISPATCH = "net.isr.dispatch"  # [engine] dispatch is the same
 Check = Callable[[str], object]  # raises when the port, or the handler, of this name cannot be
 
 
@@ -50,11 +55,8 @@ class Reader:
         ports = self._ports()
         protocols = tuple(self._protocol(path, said) for path, said in self._array("protocol"))
         knobs = self._sysctl([p.name for p in protocols if p])
-        if "net.isr.dispatch" in knobs:
-            said = self._table("engine").get("dispatch", knobs["net.isr.dispatch"])
-            if said != (wanted := knobs.pop("net.isr.dispatch")):
-                self._bad(("sysctl", "net.isr.dispatch"), f"{wanted}, but [engine] dispatch is {shown(said)}: say it once")
-            engine["dispatch"] = wanted
+        if DISPATCH in knobs:
+            engine["dispatch"] = knobs.pop(DISPATCH)
         config = Config(
             **engine,
             ports=ports,
@@ -76,6 +78,8 @@ class Reader:
 
     def _bad(self, path: Path, why: str) -> None:
         self._problems.append((path, why))
+        if len(self._problems) > ENOUGH:
+            raise ConfigError(self._lines())
 
     def _lines(self) -> list[str]:
         known = lines(self._toml) if self._toml is not None else None
@@ -104,7 +108,13 @@ class Reader:
         if not isinstance(said, list | tuple) or not all(isinstance(each, dict) for each in said):
             self._bad((name,), f"{shown(said)} is not an array of tables: write [[{name}]]")
             return []
-        return [((name, i), each) for i, each in enumerate(said)]
+        self._few(name, len(said))
+        return [((name, i), each) for i, each in enumerate(said[: MOST[name]])]
+
+    def _few(self, name: str, n: int) -> None:
+        """More than can be are not looked at: it would take long."""
+        if n > MOST[name]:
+            self._bad((name,), f"{n} of them, {MOST[name]} are the most: use a second engine")
 
     def _keys(self, path: Path, table: str, said: dict[str, Any]) -> dict[str, Any]:
         """Read the keys of a table; one that is wrong has its default (REQUIRED: is None) afterwards, and is a problem."""
@@ -129,7 +139,8 @@ class Reader:
 
     def _ports(self) -> dict[str, PortConfig]:
         ports: dict[str, PortConfig] = {}
-        for name, said in self._table("port").items():
+        self._few("port", len(self._table("port")))
+        for name, said in islice(self._table("port").items(), MAX_PORTS):
             try:
                 port_name(name)
             except Bad as why:
@@ -205,11 +216,14 @@ class Reader:
         keys = self._keys(path, "mirror", said)
         to = keys["to"]
         known = self._is_port(path, "from", keys["from_"], ports)
-        if to is not None and to not in ports and (":" not in to or to.startswith((":", "?"))):
+        if to is None or to in ports:
+            if to is not None and to == keys["from_"]:
+                self._bad((*path, "to"), f"{to} would get copies of its own frames: name another port")
+        elif same := [port.name for port in ports.values() if port.base == to.partition("?")[0]]:
+            self._bad((*path, "to"), f"{shown(to)} is [port.{same[0]}]: write to = {same[0]!r}")
+        elif ":" not in to or to.startswith((":", "?")):
             self._bad((*path, "to"), f"no [port] {shown(to)}: {_near(to, ports)}, or give a port name such as pcap:FILE")
-        elif to is not None and to == keys["from_"]:
-            self._bad((*path, "to"), f"{to} would get copies of its own frames: name another port")
-        elif to is not None and to not in ports:
+        else:
             self._ask(self._check_port, (*path, "to"), to)
         self._filter(path, keys["filter"])
         return MirrorConfig(**keys) if known and to is not None else None
@@ -245,7 +259,10 @@ class Reader:
 
     def _sysctl(self, protocols: list[str]) -> dict[str, sysctl.Value]:
         knobs: dict[str, sysctl.Value] = {}
-        for path, value in _leaves(self._table("sysctl")):
+        leaves = _leaves(self._table("sysctl"))
+        if len(leaves) > MOST_KNOBS:
+            self._bad(("sysctl",), f"{len(leaves)} knobs, {MOST_KNOBS} are the most: see `pktring sysctl`")
+        for path, value in leaves[:MOST_KNOBS]:
             name = ".".join(each for each in path if isinstance(each, str))
             try:
                 if not all(isinstance(each, str) for each in path):
@@ -253,6 +270,8 @@ class Reader:
                 if name in knobs:
                     raise Bad(f"{name} is said twice: once is enough")
                 knobs[name] = sysctl.boot_value(name, value, [*protocols, *NAMES])
+                if name == DISPATCH and (said := self._table("engine").get("dispatch", value)) != value:
+                    raise Bad(f"{name} is {value} here and {shown(said)} in [engine]: say it once")
             except (Bad, Error) as why:
                 self._bad(("sysctl", *path), why.text if isinstance(why, Error) else str(why))
         return knobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from .config_keys import MAX_PORTS, MAX_RULES
+from .config_keys import MAX_RULES
 from .config_toml import Path
 from .config_types import Config
 
@@ -20,8 +20,6 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def _ports(config: Config) -> Iterator[Problem]:
-    if len(config.ports) > MAX_PORTS:
-        yield ("port",), f"{len(config.ports)} ports, {MAX_PORTS} are the most: use a second engine"
     seen: dict[tuple[str, str], str] = {}
     for port in config.ports.values():
         device = (port.base, port.options.get("netns", ""))
@@ -34,14 +32,12 @@ def _rules(config: Config) -> Iterator[Problem]:
     said: set[tuple[str, str, str]] = set()
     for i, rule in enumerate(config.forwards):
         for from_, to in rule.ways():
-            if (from_, to, rule.filter) in said:
+            if (from_, to, rule.filter) in said and from_ != to:
                 yield ("forward", i), f"from {from_} to {to} was said before, with the same filter: remove one (both = true is both ways)"
             said.add((from_, to, rule.filter))
     for i, mirror in enumerate(config.mirrors):
         if mirror in config.mirrors[:i]:
             yield ("mirror", i), "was said before, each frame would be copied twice: remove one"
-        if taken := next((p.name for p in config.ports.values() if mirror.to.partition("?")[0] == p.base and mirror.to != p.name), None):
-            yield ("mirror", i, "to"), f"{mirror.to} is [port.{taken}]: write to = {taken!r}"
     for name in config.ports:
         forwards = sum(from_ == name for rule in config.forwards for from_, _ in rule.ways())
         mirrors = sum(mirror.from_ == name for mirror in config.mirrors)

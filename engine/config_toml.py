@@ -18,6 +18,7 @@ from pktring.shm.errors import Error
 from .config_keys import shown
 
 MAX_BYTES = 1 << 20
+MAX_LINE = 500
 NEWLINE = "\n"
 Path = tuple[str | int, ...]  # ("forward", 1, "from"): the second [[forward]]
 
@@ -26,9 +27,15 @@ class ConfigError(Error):
     """E_CONFIG; `problems` are all of them, a line each, `str()` is the first."""
 
     def __init__(self, problems: Iterable[str]):
-        self.problems = tuple(problems)
+        self.problems = tuple(_one_line(each) for each in problems)
         more = len(self.problems) - 1
         super().__init__("E_CONFIG", self.problems[0] + (f" (and {more} more)" if more else ""))
+
+
+def _one_line(text: str) -> str:
+    """What is told comes from files of any kind, and goes to a terminal."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text[:2000].split()))
+    return line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..."
 
 
 def bytes_of(path: str) -> bytes:
@@ -39,10 +46,13 @@ def bytes_of(path: str) -> bytes:
         raise Error("E_PERM", f"{path}: this user may not read it: chmod or chgrp it") from None
     except (OSError, ValueError) as why:
         raise Error("E_NO_FILE", f"{shown(path)}: {getattr(why, 'strerror', None) or why}: name a TOML file") from None
-    with open(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ConfigError([f"{path}: not a regular file: name a TOML file"])
-        data = file.read(MAX_BYTES + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(fd)
     if len(data) > MAX_BYTES:
         raise ConfigError([f"{path}: larger than {MAX_BYTES} bytes: is it a TOML file?"])
     return data

@@ -18,6 +18,7 @@ from pktring.shm.errors import Error
 from . import rps
 
 Value = int | str
+ERRNO = errno.errorcode | {errno.EOPNOTSUPP: "EOPNOTSUPP"}  # Linux has two names for it, this one is the BSDs'
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 MAX_TEXT = 20  # the kernel's buffer for the name of a dispatch policy, with its NUL
 QLIMIT_MAX = 65536  # slots of a lane
@@ -101,7 +102,7 @@ class SysctlError(Error):
     """E_SYSCTL, with the BSD's `errno`."""
 
     def __init__(self, name: str, number: int, why: str):
-        super().__init__("E_SYSCTL", f"{name}: {why} ({errno.errorcode[number]})")
+        super().__init__("E_SYSCTL", f"{name}: {why} ({ERRNO[number]})")
         self.errno = number
 
 

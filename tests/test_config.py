@@ -1,0 +1,778 @@
+"""Configurations: the contract's example, every refusal with its line, what a reload changes, and that no input does anything worse."""
+
+import dataclasses
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pktring.engine import config, config_keys
+from pktring.engine.config import Config, ConfigError, ForwardConfig, MirrorConfig, PortConfig, ProtocolConfig
+from pktring.shm.errors import Error
+
+FUZZ_S = float(os.environ.get("PKTRING_FUZZ_S", "2"))
+CPUS = {0, 1}
+EXAMPLE = """\
+[engine]
+name = "edge"
+workers = [0, 1]
+dispatch = "deferred"
+[port.left]
+interface = "eth1"
+rings = 2
+[port.right]
+interface = "eth2"
+[[forward]]
+from = "left"
+to = "right"
+both = true
+filter = "not port 22"
+[[mirror]]
+from = "left"
+to = "pcap:left.pcapng"
+[[protocol]]
+name = "ip"
+handler = "mypackage.mymodule:handler"
+policy = "flow"
+[sysctl]
+"net.isr.defaultqlimit" = 512
+[metrics]
+listen = "127.0.0.1:9469"
+"""
+PORTS = '[port.a]\ninterface = "eth1"\n[port.b]\ninterface = "eth2"\n'
+
+
+def read(text, **how):
+    return config.from_text(text, "edge.toml", cpus=CPUS, **how)
+
+
+def problems(text, source="edge.toml"):
+    """Everything that is said against a text, a line each; each says where, what is wrong, and what to do."""
+    with pytest.raises(ConfigError) as e:
+        config.from_text(text, source, cpus=CPUS)
+    assert e.value.code == "E_CONFIG" and str(e.value).startswith(f"E_CONFIG {e.value.problems[0]}")
+    for line in e.value.problems:
+        assert re.match(rf"{source} line \d+(, column \d+)?: .*: ", line) and "\n" not in line and len(line) < 600, line
+    return e.value.problems
+
+
+def problem(text, line, *words):
+    """Assert that there is one problem, on this line, and that it says these words."""
+    (said,) = problems(text)
+    assert said.startswith(f"edge.toml line {line}") and all(word in said for word in words), said
+
+
+# ---- what is read ----
+
+
+def test_the_example_of_the_contract():
+    assert read(EXAMPLE) == Config(
+        name="edge",
+        workers=(0, 1),
+        dispatch="deferred",
+        ports={"left": PortConfig("left", "eth1", True, 2), "right": PortConfig("right", "eth2", True)},
+        forwards=(ForwardConfig("left", "right", True, "not port 22"),),
+        mirrors=(MirrorConfig("left", "pcap:left.pcapng"),),
+        protocols=(ProtocolConfig("ip", "mypackage.mymodule:handler", "flow", 1),),
+        sysctl={"net.isr.defaultqlimit": 512},
+        metrics=config.MetricsConfig("127.0.0.1:9469"),
+    )
+
+
+def test_a_file_and_a_dict_of_its_shape_are_the_same(tmp_path):
+    import tomllib
+
+    (tmp_path / "edge.toml").write_text(EXAMPLE)
+    loaded = config.load(tmp_path / "edge.toml", cpus=CPUS)
+    assert loaded == config.from_dict(tomllib.loads(EXAMPLE), cpus=CPUS) == read(EXAMPLE)
+    assert loaded.path == str(tmp_path / "edge.toml") and not loaded.warnings
+
+
+def test_nothing_said_is_the_defaults():
+    assert read("") == config.from_dict({}) == Config()
+    table = {key.field or key.name: key.default for key in config_keys.TABLES["engine"]}
+    assert {name: getattr(Config(), name) for name in table} == table
+    for cls, name in ((ForwardConfig, "forward"), (MirrorConfig, "mirror"), (ProtocolConfig, "protocol")):
+        fields = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+        table = {key.field or key.name: key.default for key in config_keys.TABLES[name]}
+        assert fields.items() <= table.items()
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_fine():
+    assert read("\ufeff" + EXAMPLE.replace("\n", "\r\n")) == read(EXAMPLE)
+
+
+# ---- ports ----
+
+
+def port(body):
+    return read(f"[port.x]\n{body}\n").ports["x"]
+
+
+@pytest.mark.parametrize(
+    "body, full, text",
+    [
+        ('interface = "eth1"', "eth1", "eth1"),
+        ('interface = "eth1"\nrings = 2', "eth1?queues=2", "eth1"),
+        ('interface = "br-lan"\ntake = true', "br-lan?take=1", "br-lan"),
+        ('port = "tap:tap0"', "tap:tap0", "tap:tap0"),
+        ('port = "eth1?take=0&queues=3&netns=blue"', "eth1?queues=3&take=0&netns=blue", "eth1?netns=blue"),
+        ('port = "eth1"\noptions = { slots = 512, promisc = false, netns = "a b&c" }', *["eth1?slots=512&promisc=0&netns=a%20b%26c"] * 2),
+        ('port = "netmap:eth0-2/r@1"', *["netmap:eth0-2/r@1"] * 2),
+    ],
+)
+def test_a_port_has_a_full_name(body, full, text):
+    assert (port(body).port, port(body).text) == (full, text)
+
+
+def test_a_full_name_means_the_same_port():
+    for body in ('port = "eth1?take=0&queues=3&netns=a%20b%26c"', 'interface = "eth1"\nrings = 5\ntake = true'):
+        one = port(body)
+        other = port(f'port = "{one.port}"')
+        assert dataclasses.replace(other, interface=one.interface) == one
+
+
+@pytest.mark.parametrize(
+    "body, line, words",
+    [
+        ("", 1, ["interface", "port"]),
+        ('interface = "eth1"\nport = "eth2"', 1, ["one of interface and port"]),
+        ('port = "?take=1"', 1, ["one of interface and port"]),
+        ('interface = "eth1?take=1"', 2, ["name of an interface"]),
+        ('interface = "an-interface-too-long"', 2, ["name of an interface"]),
+        ('interface = "eth1"\nrings = 0', 3, ["[port.x] rings", "1 to 64"]),
+        ('interface = "eth1"\nrings = true', 3, ["true is not a whole number"]),
+        ('interface = "eth1"\nrings = "2"', 3, ["'2' is not a whole number"]),
+        ('interface = "eth1"\ntake = 1', 3, ["neither true nor false"]),
+        ('interface = "eth1"\nring = 2', 3, ["no such key", "did you mean rings?"]),
+        ('interface = "eth1"\nslots = 2', 3, ["no such key", "options = {"]),
+        ('port = "eth1?queues=2"\nrings = 2', 2, ["queues is said twice"]),
+        ('port = "eth1?queues=99"', 2, ["queues=99", "1 to 64"]),
+        ('port = "eth1?take=yes"', 2, ["take=yes"]),
+        ('port = "eth1?a%20b=1"', 2, ["'a b' is not a key"]),
+        ('port = "eth1"\noptions = { take = true }', 3, ["a key of its own: take"]),
+        ('port = "eth1"\noptions = { slots = [1] }', 3, ["slots is neither text"]),
+        ('port = "eth1"\noptions = 5', 3, ["5 is not a table"]),
+        ('port = "eth\\u0007"', 2, ["text of one line"]),
+    ],
+)
+def test_a_port_that_cannot_be(body, line, words):
+    problem(f"[port.x]\n{body}\n", line, *words)
+
+
+def test_a_port_asked_for_in_the_wrong_shape():
+    problem('[port]\ninterface = "eth1"', 2, "[port.NAME]")
+    problem('[[port]]\ninterface = "eth1"', 1, "write [port.NAME]")
+    problem('[port."a b"]\ninterface = "eth1"', 1, "'a b' is not a name")
+
+
+def test_one_device_is_one_port():
+    problem(PORTS + '[port.c]\nport = "eth1?promisc=0"', 5, "eth1 is [port.a] already")
+    assert len(read(PORTS + '[port.c]\nport = "eth1?netns=blue"\n[port.d]\nport = "null:"\n[port.e]\nport = "null:"').ports) == 5
+
+
+def test_ports_are_asked_about_by_their_full_names():
+    asked = []
+
+    def check(name):
+        asked.append(name)
+        if "eth2" in name:
+            raise Error("E_OPTION", "unknown key 'slot' for af_packet: did you mean 'slots'?")
+
+    with pytest.raises(ConfigError, match=r"\[port.b\] port: unknown key 'slot'"):
+        config.from_dict({"port": {"a": {"interface": "eth1"}, "b": {"port": "eth2?slot=1"}}}, check_port=check)
+    assert asked == ["eth1", "eth2?slot=1"]
+
+
+# ---- rules ----
+
+
+def rule(body, array="forward"):
+    return f"{PORTS}[[{array}]]\n{body}\n"
+
+
+@pytest.mark.parametrize(
+    "body, line, words",
+    [
+        ('from = "a"', 5, ["[[forward]] 1 to", "missing"]),
+        ('from = "a"\nto = "B"', 7, ["no [port.B]", "a, b"]),
+        ('from = "aa"\nto = "b"', 6, ["no [port.aa]", "did you mean a?"]),
+        ('from = "a"\nto = "a"', 7, ["get back what it received"]),
+        ('from = "a"\nto = "a"\nboth = true', 7, ["get back what it received"]),
+        ('from = "a"\nto = "b"\nfilter = "not prot 22"', 8, ["bad filter 'not prot 22'", "pcap-filter(7)"]),
+        ('from = "a"\nto = "b"\nfilter = 22', 8, ["22 is not text"]),
+        ('from = "a"\nto = "b"\nboth = "yes"', 8, ["neither true nor false"]),
+        ('from = "a"\nto = "b"\nForm = "a"', 8, ["no such key", "did you mean from?"]),
+        ('from = ["a"]\nto = "b"', 6, ["a list is not a name"]),
+    ],
+)
+def test_a_forward_that_cannot_be(body, line, words):
+    said = problems(rule(body))
+    assert said[0].startswith(f"edge.toml line {line}:") and all(word in said[0] for word in words), said
+
+
+def test_an_array_written_as_a_table():
+    problem(f'{PORTS}[forward]\nfrom = "a"\nto = "b"', 5, "write [[forward]]")
+
+
+def test_both_ways_and_the_way_back_is_said_twice():
+    text = rule('from = "a"\nto = "b"\nboth = true') + '[[forward]]\nfrom = "b"\nto = "a"\n'
+    problem(text, 9, "[[forward]] 2", "from b to a was said before")
+    assert len(read(text.replace('to = "a"', 'to = "a"\nfilter = "arp"')).forwards) == 2
+
+
+def test_a_rule_that_no_frame_comes_to_is_a_warning():
+    found = read(rule('from = "a"\nto = "b"') + '[[forward]]\nfrom = "a"\nto = "b"\nfilter = "arp"\n')
+    assert found.warnings == ("W_RULE [[forward]] 2: no frame from a comes so far: all of them go to b before",)
+
+
+@pytest.mark.parametrize(
+    "body, line, words",
+    [
+        ('from = "a"\nto = "a"', 7, ["copies of its own frames"]),
+        ('from = "a"\nto = "bb"', 7, ["no [port] 'bb'", "did you mean b?", "pcap:FILE"]),
+        ('from = "a"\nto = "eth2?slots=4"', 7, ["is [port.b]: write to = 'b'"]),
+        ('from = "a"\nto = ""', 7, ["no [port] ''"]),
+        ('from = "a"\nto = "b"\ndirection = "both"', 8, ["none of in, out, inout"]),
+        ('from = "c"\nto = "pcap:x"', 6, ["no [port.c]"]),
+    ],
+)
+def test_a_mirror_that_cannot_be(body, line, words):
+    problem(rule(body, "mirror"), line, *words)
+
+
+def test_a_mirror_to_the_device_of_a_port_is_told_its_name():
+    problem(
+        '[port.t]\nport = "tap:t0"\n[port.a]\ninterface = "a"\n[[mirror]]\nfrom = "a"\nto = "tap:t0?mtu=9000"', 7, "[port.t]", "to = 't'"
+    )
+
+
+def test_a_mirror_said_twice():
+    problem(rule('from = "a"\nto = "b"', "mirror") + '[[mirror]]\nfrom = "a"\nto = "b"', 8, "[[mirror]] 2", "copied twice")
+
+
+def test_more_rules_than_a_worker_holds():
+    many = "".join(f'[[forward]]\nfrom = "a"\nto = "b"\nfilter = "port {n}"\n' for n in range(1, 18))
+    problem(PORTS + many, 1, "17 forwards", "16")
+    assert len(read(PORTS + many.replace('[[forward]]\nfrom = "a"\nto = "b"\nfilter = "port 17"\n', "")).forwards) == 16
+
+
+def test_more_ports_than_a_worker_holds():
+    ports = [f'[port.p{n}]\ninterface = "eth{n}"\n' for n in range(65)]
+    problem("".join(ports), 1, "65 of them, 64")
+    assert len(read("".join(ports[:64])).ports) == 64
+
+
+# ---- protocols ----
+
+
+def protocol(body, name="ip", handler="m:f", policy="flow"):
+    return f'[[protocol]]\nname = "{name}"\nhandler = "{handler}"\npolicy = "{policy}"\n{body}\n'
+
+
+@pytest.mark.parametrize(
+    "name, proto", [("ip", 1), ("igmp", 2), ("route", 3), ("arp", 4), ("ether", 5), ("ipv6", 6), ("ip6", 6), ("epair", 8)]
+)
+def test_N_K1_protocols_have_their_numbers(name, proto):
+    assert read(protocol("", name)).protocols[0].proto == proto
+    assert read(protocol("proto = 15", name)).protocols[0].proto == 15
+
+
+@pytest.mark.parametrize(
+    "text, line, words",
+    [
+        (protocol("", "mine"), 2, ["mine has no number of its own", "0 to 15"]),
+        (protocol("proto = 16"), 5, ["0 to 15"]),
+        (protocol("", "my ip"), 2, ["without a space"]),
+        (protocol("", "x" * 32), 2, ["1 to 31 characters"]),
+        (protocol("", handler="f"), 3, ["module:function", "forward, mirror, drop, count"]),
+        (protocol("", handler="m:<lambda>"), 3, ["module:function"]),
+        (protocol("", handler="m:f.<locals>.g"), 3, ["module:function"]),
+        (protocol("", handler="a-b:f"), 3, ["module:function"]),
+        (protocol("", handler=":f"), 3, ["module:function"]),
+        (protocol("", policy="rss"), 4, ["none of source, flow, cpu"]),
+        (protocol("", policy="cpu"), 4, ["needs m2cpuid"]),
+        (protocol('m2cpuid = "m:c"'), 5, ["m2cpuid is for policy cpu"]),
+        (protocol('m2flow = "m:c"', policy="source"), 5, ["m2flow is for policy flow"]),
+        (protocol('m2flow = "m"'), 5, ["module:function"]),
+        (protocol('dispatch = "fast"'), 5, ["none of default, deferred, hybrid, direct"]),
+        (protocol("qlimit = -1"), 5, ["0 to 65536"]),
+        ('[[protocol]]\nname = "ip"\nhandler = "drop"\n', 1, ["policy: missing"]),
+    ],
+)
+def test_a_protocol_that_cannot_be(text, line, words):
+    problem(text, line, *words)
+
+
+def test_N_R8_drainedcpu_goes_with_any_policy():
+    for policy, more in (("source", ""), ("flow", 'm2flow = "m:f"'), ("cpu", 'm2cpuid = "m:c"')):
+        assert read(protocol(f'drainedcpu = "m:d"\n{more}', policy=policy)).protocols[0].drainedcpu == "m:d"
+
+
+def test_one_name_one_number_one_handler():
+    problem(protocol("proto = 9") + protocol("proto = 10"), 6, "[[protocol]] 2", "ip is number 9")
+    problem(protocol("") + protocol("proto = 1", "mine"), 6, "mine (number 1)", "ip is number 1")
+
+
+def test_handlers_are_asked_about_and_may_fail_in_any_way():
+    def check(name):
+        raise {"m:f": ImportError("no\nm"), "m:c": Error("E_HANDLER", "m:c: not callable: name a function")}[name]
+
+    with pytest.raises(ConfigError) as e:
+        config.from_dict({"protocol": [{"name": "ip", "handler": "m:f", "policy": "cpu", "m2cpuid": "m:c"}]}, check_handler=check)
+    assert len(e.value.problems) == 2 and "ImportError: no m" in e.value.problems[0] and "not callable" in e.value.problems[1]
+    assert (
+        config.from_dict({"protocol": [{"name": "ip", "handler": "drop", "policy": "flow"}]}, check_handler=check).protocols[0].handler
+        == "drop"
+    )
+
+
+# ---- [engine] ----
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('name = "a/b"', ["[engine] name", "31 letters"]),
+        ('name = ""', ["31 letters"]),
+        ("workers = 0", ["0 is neither a list of CPUs"]),
+        ("workers = true", ["true is neither"]),
+        ('workers = "all"', ["'all' is neither", '"auto"']),
+        ("workers = []", ["0 CPUs: name 1 to 64"]),
+        ("workers = [0, 0]", ["CPU 0 is named twice"]),
+        ("workers = [0, -1]", ["-1 is not a whole number"]),
+        ("workers = [0, true]", ["true is not a whole number"]),
+        ('dispatch = "default"', ["none of deferred, hybrid, direct"]),
+        ("strict_affinity = 1", ["neither true nor false"]),
+        ("orphan_timeout_s = 0", ["0 is not a time"]),
+        ("orphan_timeout_s = nan", ["nan is not a time"]),
+        ("orphan_timeout_s = true", ["true is not a time"]),
+        ("burst = 65", ["1 to 64"]),
+        ("burst = 1e3", ["1000.0 is not a whole number"]),
+        ("slots = 1", ["2 to 65536"]),
+        ("buffer_size = 2000", ["2000 is not a multiple of 64"]),
+        ("buffer_size = 70000", ["512 to 65536"]),
+        ('group = "a b"', ["name of a group"]),
+        ("orphan_timeout = 5", ["no such key", "orphan_timeout_s"]),
+    ],
+)
+def test_a_key_of_the_engine_that_cannot_be(line, words):
+    problem(f"\n[engine]\n\n{line} # x\n", 4, *words)
+
+
+def test_a_region_takes_the_sizes_that_are_let_through():
+    from pktring.shm import _shm
+
+    for size, slots in ((512, 2), (65536, 64), (2048, 1 << 16)):
+        found = read(f"[engine]\nbuffer_size = {size}\nslots = {slots}")
+        assert _shm.carve(4, 1, found.slots, found.slots + 2, found.stride)["buf_stride"] == size
+
+
+@pytest.mark.parametrize(
+    "text, near", [("[engin]\nname = 'a'", "engine"), ("[ports.x]\n", "port"), ("[[forwards]]", "forward"), ("zzz = 1", "engine, ")]
+)
+def test_an_unknown_table(text, near):
+    problem(text, 1, "no such table", near)
+
+
+def test_a_table_that_is_none():
+    problem("engine = 5\n", 1, "5 is not a table: write [engine]")
+    problem("forward = [1]\n", 1, "write [[forward]]")
+    problem("sysctl = []\n", 1, "write [sysctl]")
+
+
+def test_all_problems_are_told_at_once_in_order_of_lines():
+    text = EXAMPLE
+    for right, wrong in (
+        ("workers =", "wrokers ="),
+        ("rings = 2", "rings = 0"),
+        ('to = "right"', 'to = "rihgt"'),
+        ("[metrics]", "[metric]"),
+    ):
+        text = text.replace(right, wrong)
+    said = problems(text)
+    assert [int(re.search(r"line (\d+)", line)[1]) for line in said] == [3, 7, 12, 24]
+    with pytest.raises(ConfigError, match=r"^E_CONFIG edge.toml line 3: .* \(and 3 more\)$"):
+        read(text)
+
+
+def test_problems_beyond_twenty_are_counted():
+    with pytest.raises(ConfigError) as e:
+        read("[engine]\n" + "".join(f"k{n} = 1\n" for n in range(30)))
+    assert len(e.value.problems) == 21 and e.value.problems[-1] == "edge.toml: 10 more"
+
+
+def test_a_dict_has_no_lines_but_says_where():
+    with pytest.raises(ConfigError, match=r"^E_CONFIG config: \[\[forward\]\] 1 to: no \[port.b\]: did you|there") as e:
+        config.from_dict({"port": {"a": {"interface": "x"}}, "forward": [{"from": "a", "to": "b"}]})
+    assert len(e.value.problems) == 1
+    for nonsense in (
+        [],
+        None,
+        "x",
+        {1: 2},
+        {"engine": {1: 2}},
+        {"port": {3: {}}},
+        {"sysctl": {4: 5}},
+        {"port": {"a": {"interface": b"x"}}},
+    ):
+        with pytest.raises(ConfigError, match="^E_CONFIG config: "):
+            config.from_dict(nonsense)
+
+
+# ---- [sysctl] ----
+
+
+def test_knobs_may_be_written_with_quotes_or_without():
+    a = read('[sysctl]\n"net.isr.maxqlimit" = 5000\n"net.link.epair.netisr_maxqlen" = "1k"')
+    b = read("[sysctl]\nnet.isr.maxqlimit = 5000\nnet.link.epair.netisr_maxqlen = 1000")
+    assert a == b and a.sysctl == {"net.isr.maxqlimit": 5000, "net.link.epair.netisr_maxqlen": 1000}
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('"net.isr.maxqlimt" = 1', ["did you mean net.isr.maxqlimit?", "ENOENT"]),
+        ('"net.isr.maxprot" = 1', ["read only", "EPERM"]),
+        ('"net.isr.work" = 1', ["a table", "EINVAL"]),
+        ('"net.isr.dispatch" = "default"', ["EINVAL"]),
+        ('"net.isr.maxqlimit" = 1.5', ["neither a number nor text"]),
+        ('"net.isr.maxqlimit" = [1]', ["neither a number nor text"]),
+        ('"dev.netmap.verbose" = 1', ["EOPNOTSUPP"]),
+        ('"net.pktqueue.foo.maxlen" = 1', ["ENOENT"]),
+        ('"net.pktqueue.rps_hash" = "rss"', ["ENOENT"]),
+        ("net.isr.maxqlimit = 1\n'net.isr.maxqlimit' = 1", ["said twice"]),
+    ],
+)
+def test_a_knob_that_cannot_be_set(line, words):
+    problem(f"[sysctl]\n{line}", 2 + line.count("\n"), "[sysctl]", *words)
+
+
+def test_queues_are_those_of_the_protocols():
+    text = protocol("proto = 0", "mine") + '[sysctl]\n"net.pktqueue.mine.maxlen" = 9\n"net.pktqueue.epair.maxlen" = 9\n'
+    assert read(text).sysctl == {"net.pktqueue.mine.maxlen": 9, "net.pktqueue.epair.maxlen": 9}
+
+
+def test_dispatch_may_be_said_in_either_place_but_once():
+    assert read('[sysctl]\nnet.isr.dispatch = "hybrid"') == read('[engine]\ndispatch = "hybrid"')
+    problem('[engine]\ndispatch = "direct"\n[sysctl]\nnet.isr.dispatch = "hybrid"', 4, "'direct' in [engine]")
+    assert read('[engine]\ndispatch = "hybrid"').boot(CPUS)["net.isr.dispatch"] == "hybrid"
+
+
+def test_what_is_forced_at_boot_is_a_warning():
+    assert read('[sysctl]\n"net.isr.maxthreads" = 9').warnings == ("net.isr.maxthreads: forced from 9 to 2",)
+
+
+# ---- CPUs ----
+
+
+@pytest.mark.parametrize(
+    "text, cpus",
+    [
+        ("", (2, 5, 7)),
+        ('workers = "auto"', (2, 5, 7)),
+        ("workers = 2", (2, 5)),
+        ("workers = 4", (2, 5, 7, 2)),
+        ("workers = [7, 2]", (7, 2)),
+        ("workers = [7, 99]", (7, 99)),
+    ],
+)
+def test_where_workers_run(text, cpus):
+    assert config.from_text(f"[engine]\n{text}", cpus={7, 2, 5}).worker_cpus({7, 2, 5}) == cpus
+
+
+@pytest.mark.parametrize("said, cpus", [(-1, (2, 5, 7)), (0, (2,)), (2, (2, 5)), (9, (2, 5, 7))])
+def test_N_S1_workers_are_made_for_cpus_in_order_until_maxthreads(said, cpus):
+    assert config.from_dict({"sysctl": {"net.isr.maxthreads": said}}).worker_cpus({2, 5, 7}) == cpus
+
+
+@pytest.mark.parametrize("workers", ["[0, 7]", "3"])
+def test_F23_a_cpu_that_is_not_there_is_a_warning_unless_strict(workers):
+    text = f"[engine]\nworkers = {workers}\n"
+    (line,) = read(text).warnings
+    assert line.startswith("W_AFFINITY ") and "this process may use 0, 1" in line
+    problem(text + "strict_affinity = true", 2, "strict_affinity")
+
+
+def test_the_machines_own_cpus_are_those_of_this_process():
+    assert config.from_dict({}).worker_cpus() == tuple(sorted(os.sched_getaffinity(0)))
+    assert Config().maxthreads == len(os.sched_getaffinity(0)) and Config().bindthreads
+
+
+# ---- [metrics] ----
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:9469", "[::1]:80", "localhost:0", ""])
+def test_an_address_for_prometheus(listen):
+    assert read(f'[metrics]\nlisten = "{listen}"').metrics.listen == listen
+
+
+@pytest.mark.parametrize("listen", ["9469", ":9469", "::1:80", "host:", "host:99999", "host:x", "a b:1"])
+def test_what_is_no_address(listen):
+    problem(f'[metrics]\nlisten = "{listen}"', 2, "is not an address")
+
+
+# ---- lines ----
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("# x\n\n[engine]\nburst = [\n  1,\n]\nx=1", 4),
+        ('[metrics]\nlisten = """a\n[engine]\nburst = 0\n"""\n[engine]\nburst = 0', 2),
+        ("[metrics]\nlisten = '''\n\n'''\n", 2),
+        ('[engine]\nname = "a#b"\nburst = 0', 2),
+        ("engine.burst = 0", 1),
+        ("\nengine = { name = 'a', burst = 0 }", 2),
+        ("[engine]\n'burst' = 0 # burst", 2),
+        ('[port.a]\ninterface="a"\n[port.b]\ninterface="b"\n[[forward]]\nfrom="a"\nto="b"\n[[forward]]\nfrom="a"\nto="z"', 10),
+        ('port.a.interface = "a"\nforward = [\n{ from = "z", to = "a" }\n ]', 2),
+    ],
+)
+def test_the_line_of_a_problem(text, line):
+    assert problems(text)[0].startswith(f"edge.toml line {line}: ")
+
+
+# ---- files ----
+
+
+def test_F25_bytes_that_are_no_text(tmp_path):
+    for data, line, word in (
+        (b"\n\nx = '\xff'", 3, "0xff is not UTF-8"),
+        (b"a = 1\n\0", 2, "NUL"),
+        (b"\x7fELF\0", 1, "NUL"),
+        (b"\xfe\xff", 1, "UTF-8"),
+    ):
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(ConfigError, match=f"x line {line}: .*{word}"):
+            config.load(tmp_path / "x")
+
+
+def test_F25_a_file_has_a_size(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("#" * (1 << 20))
+    assert config.load(path) == Config()
+    path.write_text("#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError, match="larger than 1048576 bytes"):
+        config.load(path)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "."):
+        with pytest.raises(ConfigError, match="not a regular file"):
+            config.load(tmp_path / name)
+    for name in (tmp_path / "none", "a\0b", "/dev/null/x"):
+        with pytest.raises(Error) as e:
+            config.load(name)
+        assert e.value.code == "E_NO_FILE" and ": " in e.value.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a =",
+        "x = [1",
+        "[engine]\nname = 1\n[engine]",
+        "x = " + "[" * 50000,
+        "x = 1" + "0" * 5000,
+        "x = 2024-99-99",
+        '"\\ud800" = 1',
+        ".".join(["a"] * 300_000) + " = 1",
+        ".".join(['"a"'] * 200_000) + " = 1",
+        "[" + " . ".join(["a"] * 200_000) + "]",
+        "a" * 1_000_000,
+        '"' * 1_000_000,
+        "x = {" * 20000,
+        "a.b = 1\n" * 100_000,
+    ],
+    ids=lambda text: f"{text[:12]!r}{len(text)}",
+)
+@pytest.mark.timeout(60)
+def test_F25_what_is_no_toml_is_one_line_soon(text):
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as e:
+        read(text)
+    assert time.monotonic() - began < 20 and len(e.value.problems) == 1 and len(str(e.value)) < 400 and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[engine]\n" + "".join(f"k{n} = 1\n" for n in range(30_000)),
+        "".join(f"[t{n}]\n" for n in range(30_000)),
+        "".join(f"[port.p{n}]\ninterface = 'e{n}'\n" for n in range(7_000)),
+        PORTS + "".join(f"[[forward]]\nfrom = 'a'\nto = 'b'\nfilter = 'port {n}'\n" for n in range(5_000)),
+        PORTS + "".join(f"[[mirror]]\nfrom = 'a'\nto = 'pcap:{n}'\n" for n in range(6_000)),
+        "".join(f"[[protocol]]\nname = 'a{n}'\nhandler = 'drop'\npolicy = 'flow'\nproto = 1\n" for n in range(4_000)),
+        "[sysctl]\n" + "".join(f"net.isr.x{n} = 1\n" for n in range(20_000)),
+        "[engine]\nworkers = [" + "1," * 150_000 + "]\n",
+        "[engine]\nwrokers = [" + "1," * 150_000 + "]\n",
+        '[engine]\nname = """' + '\\"a\n' * 200_000 + '"""\n',
+    ],
+    ids=["keys", "tables", "ports", "forwards", "mirrors", "protocols", "knobs", "numbers", "unknown", "string"],
+)
+@pytest.mark.timeout(60)
+def test_F25_far_too_much_is_refused_soon(text):
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as e:
+        read(text)
+    assert time.monotonic() - began < 20 and len(e.value.problems) <= 21
+
+
+# ---- writing ----
+
+
+def test_a_configuration_is_written_and_read_back():
+    for text in ("", EXAMPLE, PORTS + '[port.c]\nport = "pcap:a b.pcapng?x=1"\ntake = false\noptions = { netns = "\u00e9\\"\\\\" }'):
+        found = read(text)
+        assert read(config.render(found)) == found
+
+
+def test_what_is_written_explains_every_key():
+    for text in (config.render(Config()), config.render(read(EXAMPLE))):
+        assert all(key.text in text for table, keys in config_keys.TABLES.items() for key in keys if (table, key.name) != ("port", "port"))
+
+
+# ---- reload ----
+
+
+def changed(old, new):
+    return config.difference(read(old), read(new))
+
+
+def test_nothing_changed():
+    assert not changed(EXAMPLE, EXAMPLE) and not changed("", "# comment\n[engine]\nburst = 64")
+
+
+def test_ports_come_go_and_change():
+    change = changed(PORTS, '[port.b]\ninterface = "eth2"\nrings = 2\n[port.c]\ninterface = "eth1"')
+    assert change and (change.ports_added, change.ports_removed, change.ports_changed) == (("c",), ("a",), ("b",))
+    assert not change.forwards and not change.metrics
+
+
+def test_rules_change():
+    assert changed(PORTS, rule('from = "a"\nto = "b"')).forwards
+    assert changed(PORTS, rule('from = "a"\nto = "b"', "mirror")).mirrors
+    one, two = '[[forward]]\nfrom = "a"\nto = "b"\nfilter = "arp"\n', '[[forward]]\nfrom = "a"\nto = "b"\nfilter = "ip"\n'
+    assert changed(PORTS + one + two, PORTS + two + one).forwards  # their order counts
+
+
+def test_protocols_come_go_and_change():
+    change = changed(protocol("") + protocol("", "arp"), protocol("qlimit = 5") + protocol("", "igmp"))
+    assert (change.protocols_added, change.protocols_removed, change.protocols_changed) == (("igmp",), ("arp",), ("ip",))
+
+
+def test_knobs_change_and_go_back_to_the_default():
+    old = "[sysctl]\nnet.link.epair.netisr_maxqlen = 100\nnet.pktqueue.ip.maxlen = 5\n"
+    assert changed(old, "[sysctl]\nnet.pktqueue.ip.maxlen = 6\n").sysctl == (
+        ("net.link.epair.netisr_maxqlen", 2100),
+        ("net.pktqueue.ip.maxlen", 6),
+    )
+
+
+def test_what_of_the_engine_changes_live():
+    assert changed("", '[engine]\ndispatch = "hybrid"\norphan_timeout_s = 5').engine == ("dispatch", "orphan_timeout_s")
+    assert changed("", '[metrics]\nlisten = "h:1"').metrics
+
+
+@pytest.mark.parametrize(
+    "line, key",
+    [
+        ("[engine]\nname = 'b'", "[engine] name"),
+        ("[engine]\nworkers = 1", "[engine] workers"),
+        ("[engine]\nslots = 512", "[engine] slots"),
+        ("[engine]\nbuffer_size = 4096", "[engine] buffer_size"),
+        ("[engine]\ngroup = ''", "[engine] group"),
+        ("[sysctl]\nnet.isr.maxqlimit = 5000", "[sysctl] net.isr.maxqlimit"),
+    ],
+)
+def test_what_only_a_restart_changes(line, key):
+    for old, new in (("", line), (line, "")):
+        with pytest.raises(ConfigError) as e:
+            changed(old, new)
+        assert e.value.problems == (f"edge.toml: {key}: cannot change while the engine runs: restart it",)
+
+
+# ---- fuzz ----
+
+WORDS = st.sampled_from(
+    [*config_keys.EVERY, *{key.name for keys in config_keys.TABLES.values() for key in keys}, "left", "net.isr.dispatch", "net"]
+)
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), WORDS, st.binary(max_size=4), st.dates())
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=5), inner, max_size=4), max_leaves=12
+)
+SHAPES = st.dictionaries(st.sampled_from(config_keys.EVERY) | st.text(max_size=5), VALUES, max_size=5)
+
+
+def survives(act, *args):
+    """A configuration, which can be written and read back; or an Error of one line. Nothing else is raised."""
+    try:
+        found = act(*args, cpus=CPUS)
+    except ConfigError as e:
+        assert all("\n" not in line and len(line) <= 500 for line in e.problems)
+    else:
+        assert config.from_text(config.render(found), cpus=CPUS) == found
+        assert not config.difference(found, found)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(SHAPES)
+def test_F25_any_dict_is_read_or_refused(shape):
+    survives(config.from_dict, shape)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=200))
+def test_F25_any_text_is_read_or_refused(text):
+    survives(config.from_text, text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_F25_any_file_is_read_or_refused(data):
+    path = Path(f"/dev/shm/pktring-config-{os.getpid()}")
+    try:
+        path.write_bytes(data)
+        survives(config.load, path)
+    finally:
+        path.unlink()
+
+
+def test_F25_a_valid_file_damaged_anywhere_is_read_or_refused():
+    source = EXAMPLE + "[[protocol]]\nname = 'arp'\nhandler = 'drop'\npolicy = 'source'\n"
+    pieces = [
+        *re.findall(r"\S+|\n", source),
+        '"""',
+        "'''",
+        "[",
+        "]",
+        "{",
+        "}",
+        "=",
+        ".",
+        "\\u0000",
+        "1e999",
+        "-0",
+        "\ufeff",
+        "0x",
+        "''",
+        "\r",
+    ]
+    dice = random.Random(1)
+    until = time.monotonic() + FUZZ_S
+    while time.monotonic() < until:
+        text = source
+        for _ in range(dice.randint(1, 4)):
+            at, end = sorted((dice.randrange(len(text) + 1), min(len(text), dice.randrange(len(text) + 1))))
+            text = (
+                text[:at] + dice.choice([dice.choice(pieces), "", chr(dice.randrange(0x300))]) + text[min(end, at + dice.randint(0, 9)) :]
+            )
+        survives(config.from_text, text)
