@@ -75,7 +75,7 @@ class Client:
                 wire.send(sock, data, fds)
             while True:
                 sock.settimeout(_left(deadline))
-                answer, got = wire.receive(sock)
+                answer, got = wire.receive(sock, wire.MAX_ANSWER_FDS)
                 if not answer:
                     raise self._nobody("hung up")
                 message = _answer(answer, got)

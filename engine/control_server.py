@@ -371,6 +371,8 @@ class Server:
             self._answer(connection, self._defect(why))
         finally:
             wire.closed(made)
+            if isinstance(got, Answer) and got.close:
+                wire.closed(got.fds)
 
     def _flush(self, connection: Connection) -> None:
         assert connection.unsent
@@ -486,7 +488,7 @@ def _packed(request: int, got: Answer | Error) -> tuple[bytes, list[int]]:
     raw = wire.dumps(got.body)
     if len(raw) <= wire.ROOM:
         return wire.encode("answer", raw, request=request, flags=wire.ANSWER), []
-    if len(raw) > wire.MAX_ANSWER or len(got.fds) >= wire.MAX_FDS:
+    if len(raw) > wire.MAX_ANSWER or len(got.fds) >= wire.MAX_ANSWER_FDS:
         raise ValueError(f"an answer of {len(raw)} bytes with {len(got.fds)} descriptors")
     return wire.encode("answer", b"", request=request, flags=wire.ANSWER | wire.IN_MEMFD), [wire.sealed(raw)]
 

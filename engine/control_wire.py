@@ -32,7 +32,8 @@ MESSAGE = 4096
 HEADER = struct.Struct("<IHHIIQQ24s8s")
 VERSION = struct.Struct("<IHH")
 ROOM = MESSAGE - HEADER.size
-MAX_FDS = 4
+MAX_FDS = 4  # that a caller may send
+MAX_ANSWER_FDS = 128  # a memory and a bell for each worker
 MAX_REQUEST = 1 << 18  # bytes of a body in a memfd: some milliseconds of parsing
 MAX_ANSWER = 1 << 26
 DEPTH = 32  # of a body's lists and dicts
@@ -77,7 +78,7 @@ def decode(data: bytes) -> Message:
     if major != MAJOR:
         raise Error("E_ABI", f"control version {major}.{minor} there, {MAJOR}.{MINOR} here: run the same pktring on both sides")
     if len(data) != MESSAGE:
-        bad(f"bad length {len(data)}")
+        bad(f"bad length {len(data)}" if len(data) < MESSAGE else f"bad length, over {MESSAGE}")
     _, _, _, flags, length, request, layout, verb, zero = HEADER.unpack_from(data)
     if flags & ~FLAGS or any(zero):
         bad(f"unknown flags {flags:x}")
@@ -195,7 +196,7 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
 
 
 def receive(sock: socket.socket, room: int = MAX_FDS) -> tuple[bytes, list[int]]:
-    """The next message and its descriptors; b"" at the end. Raises BlockingIOError, E_CTRL_MSG (too much of it: all closed).
+    """The next message and its descriptors; b"" at the end. Raises BlockingIOError, E_CTRL_MSG (too many: all are closed).
 
     With `room` 0 the kernel drops the descriptors before they become ours: then no number of them fills our table, and the file of a
     hostile file system is not even flushed by us.
@@ -209,7 +210,7 @@ def receive(sock: socket.socket, room: int = MAX_FDS) -> tuple[bytes, list[int]]
     for level, kind, rights in notes:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(rights[: len(rights) // 4 * 4])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & socket.MSG_CTRUNC:
         closed(fds)
-        bad(f"bad length, over {MESSAGE}" if flags & socket.MSG_TRUNC else f"more than {room} descriptors")
-    return data, list(fds)
+        bad(f"more than {room} descriptors")
+    return data, list(fds)  # cut by the kernel (MSG_TRUNC): one byte too long, so `decode` refuses it

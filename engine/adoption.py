@@ -1,0 +1,94 @@
+"""Adoption: a new controller finds the workers of a dead one, and takes over what they hold. No frame is lost by it; they do not even stop.
+
+    worker-N.sock ◀── connect ── new controller
+          └── plan.hand_on(): state and descriptors ──▶ devices, bells and sockets as they were
+    region, engine memory: attached by name, taken over by this process
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from pktring.shm.errors import Error
+from pktring.shm.region import Region
+
+from . import _engine, opening
+from .config import Config
+from .memory import EngineMemory
+from .netisr import Handler
+from .plan import AdoptDevice, Plan, adopted_ports, receive
+from .rundir import RunDir
+
+ANSWER_S = 1.0
+Running = dict[int, tuple[int, socket.socket, int]]  # by worker: pid, link, generation
+
+
+def call(path: str) -> tuple[int, dict[str, Any], list[int], socket.socket] | None:
+    """What the worker that listens there hands on, and the link to it; None when nobody does."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.settimeout(ANSWER_S)
+    try:
+        link.connect(path)
+        pid, state, fds = receive(link)
+    except (OSError, ValueError, KeyError):
+        link.close()
+        return None
+    link.settimeout(None)
+    return pid, state, fds, link
+
+
+def adopt(
+    config: Config, rundir: RunDir, adopt_device: AdoptDevice, handlers: Sequence[Handler]
+) -> tuple[Plan, Running, list[tuple[dict[str, Any], list[int]]]] | None:
+    """The plan by which workers of a dead controller run, and those workers; None when there are none. Raises what a device refuses."""
+    answers = {n - 1: found for n in rundir.workers() if (found := call(rundir.worker(n)))}
+    if not answers:
+        return None
+    _, state, fds, _ = next(iter(answers.values()))
+    for _, _, more, _ in list(answers.values())[1:]:
+        _close(more)
+    try:
+        apps = _apps(state, fds)
+        plan = _plan(config, state, fds, adopt_device, handlers)
+    except Error:
+        _close(fds)
+        raise
+    records = {i: _engine.record_read(plan.memory.record(i)) for i in answers}
+    return plan, {i: (pid, link, records[i]["gen"]) for i, (pid, _, _, link) in answers.items()}, apps
+
+
+def _apps(state: dict[str, Any], fds: list[int]) -> list[tuple[dict[str, Any], list[int]]]:
+    """The attached apps, whose descriptors come last."""
+    found = []
+    for app, n in reversed(state["apps"]):
+        found.append((app, fds[len(fds) - n :]))
+        del fds[len(fds) - n :]
+    return found
+
+
+def _plan(config: Config, state: dict[str, Any], fds: list[int], adopt_device: AdoptDevice, handlers: Sequence[Handler]) -> Plan:
+    region = Region.attach(f"engine-{config.name}", generation=state["generation"])
+    region.take_over()
+    n = len(state["cpus"])
+    memory = EngineMemory.join(config, n)
+    bells, fds = fds[:n], fds[n:]
+    listeners, fds = [socket.socket(fileno=fd) for fd in fds[:n]], fds[n:]
+    ports = adopted_ports(state, fds, adopt_device)
+    plan = Plan(config, state["generation"], region, memory, state["cpus"], ports, [], [], bells, listeners)
+    by_proto = {memory.netisr.number_of(handler.proto): handler for handler in handlers}
+    for told in state["handlers"]:
+        plan.handlers[told["proto"]] = by_proto.get(told["proto"]) or Handler(**told)
+    plan.forwards, plan.mirrors = opening.rules(config, ports)
+    for port in ports:
+        opening.carry_whole(plan, port)
+    return plan
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
