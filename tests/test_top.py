@@ -1,12 +1,22 @@
 """`pktring top`: the screen drawn from statuses, at 80x24 and smaller; keys and ends in a real terminal."""
 
+import fcntl
+import functools
 import io
+import json
+import os
+import pty
 import re
+import select
+import subprocess
+import termios
+import time
 
 import pytest
 import statuses
+from command import COMMAND, pktring
+from posing import posing
 
-from pktring.shm.errors import Error
 from pktring.tools import rates, top
 
 
@@ -133,8 +143,6 @@ def test_rich_draws_it_in_colours():
 
 
 def test_keys_are_read_one_at_a_time():
-    import os
-
     r, w = os.pipe()
     try:
         for sent, key in ((b"q", "q"), (b"p", "p"), (b"\x1b[A", ""), (b"\x1b", "\x1b")):
@@ -146,9 +154,133 @@ def test_keys_are_read_one_at_a_time():
         os.close(w)
 
 
-def test_an_unknown_engine_is_refused(monkeypatch, tmp_path):
-    from pktring.tools import engines
+# ---- in a terminal ----
 
-    monkeypatch.setenv("PKTRING_RUNDIR", str(tmp_path))
-    with pytest.raises(Error, match="E_NO_ENGINE no engine named 'x' runs: start one"):
-        engines.pick("x")
+
+class Screen:
+    """A command on a terminal of 80x24; `text` is all that it wrote there."""
+
+    def __init__(self, pose, *words):
+        self.fd, self.end = pty.openpty()  # an end of our own: else reading fails with EIO once the command is gone
+        termios.tcsetwinsize(self.end, (24, 80))
+        self.before = termios.tcgetattr(self.end)
+        env = pose.env | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": "", "PYTHONIOENCODING": "utf-8"}
+        std = dict.fromkeys(("stdin", "stdout", "stderr"), self.end)
+        its_terminal = functools.partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0)  # Ctrl-C and window sizes are told by signals
+        self.child = subprocess.Popen([*COMMAND, *words], **std, env=env, start_new_session=True, preexec_fn=its_terminal)
+        self.text = ""
+
+    def seen(self, pattern, timeout_s=15):
+        """Read until it was written, since this was asked last."""
+        begin, deadline = len(self.text), time.monotonic() + timeout_s
+        while not re.search(pattern, self.text[begin:]):
+            assert select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))[0], f"no {pattern!r} in {self.text[begin:]!r}"
+            self.text += os.read(self.fd, 65536).decode(errors="replace")
+        return self.text[begin:]
+
+    def press(self, key):
+        os.write(self.fd, key.encode())
+
+    def ended(self, timeout_s=10):
+        """Its exit status; the terminal is as it was, and not on the alternate screen."""
+        deadline = time.monotonic() + timeout_s
+        while self.child.poll() is None:  # it ends when what it wrote is read
+            assert time.monotonic() < deadline, self.text[-2000:]
+            if select.select([self.fd], [], [], 0.05)[0]:
+                self.text += os.read(self.fd, 65536).decode(errors="replace")
+        while select.select([self.fd], [], [], 0)[0]:
+            self.text += os.read(self.fd, 65536).decode(errors="replace")
+        assert termios.tcgetattr(self.end) == self.before
+        assert self.text.rfind("\x1b[?1049l") > self.text.rfind("\x1b[?1049h") >= 0
+        return self.child.returncode
+
+
+@pytest.fixture
+def pose(tmp_path):
+    with posing(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def on(pose):
+    screens = []
+
+    def start(*words):
+        screens.append(Screen(pose, *words))
+        return screens[-1]
+
+    yield start
+    for screen in screens:
+        screen.child.kill()
+        screen.child.wait()
+        os.close(screen.fd)
+        os.close(screen.end)
+
+
+def test_it_draws_until_q(on):
+    screen = on("top", "--every", "0.2")
+    assert "dropped/s" in screen.seen("Events")
+    screen.seen("1:02:1[0-9]")  # it goes on
+    screen.press("q")
+    assert screen.ended() == 0
+
+
+def test_p_pauses_and_goes_on(on):
+    screen = on("top", "--every", "0.2")
+    screen.seen("Events")
+    screen.press("p")
+    screen.seen("paused")
+    time.sleep(0.6)  # three intervals in which nothing may be drawn
+    assert not select.select([screen.fd], [], [], 0)[0]
+    screen.press("p")
+    screen.seen(r"\d\d:\d\d:\d\d  q quit")
+    screen.press("q")
+    assert screen.ended() == 0
+
+
+def test_ctrl_c_is_a_clean_end(on):
+    screen = on("top")
+    screen.seen("Events")
+    screen.press("\x03")
+    assert screen.ended() == 0
+
+
+def test_a_smaller_terminal_is_drawn_for(on):
+    screen = on("top", "--every", "0.2")
+    screen.seen("Events")
+    termios.tcsetwinsize(screen.fd, (8, 40))
+    deadline = time.monotonic() + 10
+    while True:
+        page = screen.seen(r"\x1b\[H").rpartition("\x1b[H")[0]
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", page).splitlines()
+        if lines and len(lines) <= 9 and max(map(len, lines)) <= 40:
+            break
+        assert time.monotonic() < deadline, lines
+    screen.press("q")
+    assert screen.ended() == 0
+
+
+def test_an_engine_that_ends_ends_it(on, pose):
+    screen = on("top", "--every", "0.2")
+    screen.seen("Events")
+    pose.kill()
+    screen.seen("E_NO_ENGINE")
+    assert screen.ended() == 1
+
+
+def test_a_duration_ends_it(on):
+    screen = on("top", "--every", "0.2", "--duration", "1")
+    screen.seen("Events")
+    assert screen.ended() == 0
+
+
+def test_where_stdout_is_no_terminal_it_prints_lines(pose):
+    got = pktring("top", "--every", "0.2", "--duration", "0.9", env=pose.env)
+    lines = got.stdout.splitlines()
+    assert got.returncode == 0 and len(lines) in (4, 6, 8) and "\x1b" not in got.stdout
+    assert all(re.match(r"\d\d:\d\d:\d\d (left|right) +rx .* dropped \d+/s", line) for line in lines)
+
+
+def test_as_json_it_is_the_last_status_with_rates(pose):
+    got = pktring("top", "--json", "--every", "0.2", "--duration", "0.7", env=pose.env)
+    assert json.loads(got.stdout)["rates"]["ports"]["left"]["rx_pps"] > 0 and "dropped" in got.stderr

@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import re
+import signal
 
 import pytest
 import statuses
 from command import answer, pktring, refused
+from posing import posing
 
 from pktring.shm.errors import Error
 from pktring.tools import down, sysctl
@@ -126,3 +129,82 @@ def test_values_are_written_as_sysctl_does(flags, shown, written_):
     values = {"a": 1, "b": [{}, {}]}
     assert sysctl.lines(values, values, args) == shown
     assert sysctl.lines({"a": 1}, {"a": 2}, args) == written_
+
+
+# ---- asked over the socket ----
+
+
+@pytest.fixture
+def pose(tmp_path):
+    with posing(tmp_path / "run") as made:
+        yield made
+
+
+def test_down_waits_until_the_engine_is_gone_and_says_what_it_carried(pose):
+    got = pktring("down", env=pose.env)
+    assert got.returncode == 0 and got.stdout.splitlines()[-1].startswith("edge is down")
+    assert pktring("ps", env=pose.env).stdout.startswith("no engine runs")
+    assert pose.child.wait(5) == 0
+
+
+def test_down_as_json(pose):
+    got = answer(pktring("down", "edge", "--json", env=pose.env))
+    assert got["name"] == "edge" and got["ports"]["left"]["rx_frames"] >= 2500 and got["seconds"] < 10
+
+
+def test_an_engine_that_does_not_go_is_told_after_the_deadline(tmp_path):
+    with posing(tmp_path, "edge", "--stays") as pose:
+        assert f"pid {pose.child.pid}" in refused(pktring("down", "--timeout", "0.5", env=pose.env), "E_BUSY", 1)
+
+
+def test_which_of_several(tmp_path):
+    with posing(tmp_path, "edge") as pose, posing(tmp_path, "core"):
+        assert "(core, edge)" in refused(pktring("stat", env=pose.env), "E_USAGE", 2)
+        assert "did you mean 'core'?" in refused(pktring("stat", "--engine", "cor", env=pose.env), "E_NO_ENGINE", 1)
+        assert pktring("stat", "--engine", "core", env=pose.env).stdout.startswith("core:")
+        assert [one["name"] for one in answer(pktring("ps", "--json", env=pose.env))] == ["core", "edge"]
+        assert [one["name"] for one in answer(pktring("ps", "--json", "--engine", "edge", env=pose.env))] == ["edge"]
+
+
+def test_a_dead_engine_is_stale(pose):
+    pose.kill()
+    assert re.search(r"edge +\d+ .*stale", pktring("ps", env=pose.env).stdout)
+    refused(pktring("stat", env=pose.env), "E_NO_ENGINE", 1)
+
+
+def test_an_engine_that_does_not_answer_is_a_line_of_ps_and_an_error_of_stat(pose):
+    pose.child.send_signal(signal.SIGSTOP)
+    assert "no answer (E_NO_CONTROLLER)" in pktring("ps", env=pose.env).stdout
+    pose.child.send_signal(signal.SIGCONT)
+
+
+def test_stat_watches(pose):
+    got = pktring("stat", "--watch", "0.2", "--duration", "0.9", env=pose.env)
+    lines = [line for line in got.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d (left|right) +rx", line)]
+    assert got.returncode == 0 and len(lines) in (4, 6, 8) and "\nPort   Way" in got.stdout
+
+
+def test_stat_as_json_has_the_status_and_the_rates(pose):
+    assert "rates" not in answer(pktring("stat", "--json", env=pose.env))
+    got = answer(pktring("stat", "left", "--json", "--watch", "0.2", "--duration", "0.5", env=pose.env))
+    assert list(got["ports"]) == ["left"] and got["rates"]["ports"]["left"]["rx_pps"] > 0 and got["name"] == "edge"
+
+
+def test_N_M6_stat_Q_prints_what_netstat_prints(pose):
+    assert pktring("stat", "-Q", env=pose.env).stdout == statuses.NETSTAT_Q
+    again = pktring("stat", "-Q", "--watch", "0.2", "--duration", "0.5", env=pose.env)
+    assert again.returncode == 0 and again.stdout.startswith(statuses.NETSTAT_Q + "\n" + statuses.NETSTAT_Q)
+
+
+def test_N_M7_stat_Q_as_json_has_libxos_keys(pose):
+    got = answer(pktring("stat", "-Q", "--json", env=pose.env))["netisr"]
+    assert set(got["protocol"][0]) == {"name", "protocol", "queue-limit", "policy-type", "policy", "flags"}
+    assert got["protocol"][0]["policy"] == "hybrid"  # libxo's `policy` is the dispatch policy
+    keys = "workstream cpu name length watermark dispatched hybrid-dispatched queue-drops queued handled".split()
+    assert all(set(keys) <= set(work) for stream in got["workstream"] for work in stream["work"])
+
+
+def test_a_sysctl_is_written_and_read(pose):
+    assert pktring("sysctl", "net.isr.dispatch=direct", env=pose.env).stdout == "net.isr.dispatch: hybrid -> direct\n"
+    assert pktring("sysctl", "-n", "net.isr.dispatch", env=pose.env).stdout == "direct\n"
+    assert answer(pktring("sysctl", "--json", "net.isr.max", env=pose.env)) == {"net.isr.maxthreads": 2, "net.isr.maxqlimit": 10240}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,11 +69,12 @@ def _netisr(args: argparse.Namespace, stop: cli.Stop, engine: engines.Watched) -
     from pktring.engine import netisr_tables
 
     clear = CLEAR if args.watch and sys.stdout.isatty() else ""
+    end = time.monotonic() + (args.duration or math.inf)
     while True:
         tables, settings = netisr(engine.ask("sysctl", name="net.isr")["values"])
         if not args.json:
             print(clear + netisr_tables.text(tables, settings), end="" if clear or not args.watch else "\n", flush=True)
-        if not args.watch or not engines.slept(stop, args.watch):
+        if not args.watch or not engines.slept(stop, min(args.watch, end - time.monotonic())) or time.monotonic() >= end:
             break
     if args.json:
         cli.result({"netisr": netisr_tables.libxo(tables)["netisr"] | {"settings": settings}})
