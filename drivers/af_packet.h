@@ -16,6 +16,7 @@
 #define PR_AF_PACKET_H
 
 #include "arrival.h"
+#include "live.h"
 
 #include <linux/if_packet.h>
 #include <sys/socket.h>
@@ -29,7 +30,7 @@ struct pr_afp {
     int rx, tx; /* sockets */
     uint16_t port;
     int tx_vnet; /* the TX socket wants a virtio-net header in front of each frame */
-    int no_carrier; /* the kernel would drop what it is sent, and not say so */
+    struct pr_live *live;
     struct pr_afp_mail *mail;
 
     uint8_t *map;

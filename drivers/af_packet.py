@@ -24,6 +24,7 @@ from pktring.shm.errors import Error
 
 from . import _drivers, netns
 from .link import LinkEvent, LinkFacts, LinkWatch, facts, find, recalled
+from .live import Live
 from .taking import HostDrop
 
 ETH_P_ALL = 3
@@ -106,6 +107,7 @@ class AfPacket(Device):
         self.queues: list[Queue] = []
         self._sockets: list[socket.socket] = []
         self._drop: HostDrop | None = None
+        self._live = Live(handed[1].pop() if handed else -1)
         self._gone = False  # the interface, as of the last event
         self._netns_inode = handed[0]["netns_inode"] if handed else netns.identity(netns_name)
         self.link: LinkFacts
@@ -131,7 +133,7 @@ class AfPacket(Device):
 
     def _add(self, rx: socket.socket | None, tx: socket.socket, vnet: bool, piece: int, map_: mmap.mmap | None) -> None:
         rx_fd = rx.fileno() if rx else -1
-        core = _drivers.AfPacketQueue(rx_fd, tx.fileno(), self.port, vnet, map_, piece, self.mode == "blocks")
+        core = _drivers.AfPacketQueue(self._live.map, rx_fd, tx.fileno(), self.port, vnet, map_, piece, self.mode == "blocks")
         self.queues.append(Queue(core.device, rx_fd, tx.fileno(), core, rx, tx, vnet, piece))
 
     def _sender(self) -> tuple[socket.socket, bool]:
@@ -276,8 +278,7 @@ class AfPacket(Device):
         """Keep up with what became of the interface. True = there are other sockets behind our descriptors now."""
         if event.kind in CARRIER:
             self._gone = event.kind in ("gone", "moved")
-            for queue in self.queues:
-                queue.core.carrier = CARRIER[event.kind]
+            self.queues[0].core.carrier = CARRIER[event.kind]
         self.link = self.link.heard(event)
         try:
             if event.kind == "renamed":
@@ -366,21 +367,19 @@ class AfPacket(Device):
             "netns_inode": self._netns_inode,
             "link": self.link.told(),
             "gone": self._gone,
-            "carrier": self.carrier,
             "pieces": [queue.piece for queue in self.queues],
             "vnet": [queue.vnet for queue in self.queues],
             "drop": drop,
         }
         fds = [fd for queue in self.queues for fd in (queue.rx_fd, queue.tx_fd)]
-        return state, [fd for fd in (*fds, drop_fd) if fd >= 0]
+        return state, [fd for fd in (*fds, drop_fd, self._live.fd) if fd >= 0]
 
     @classmethod
     def adopt(cls, state: dict, fds: list[int]) -> AfPacket:
         """Be a device that another process handed on. The descriptors are ours from now on, also when this fails."""
-        return cls(state["interface"], **state["how"], handed=(state, fds))
+        return cls(state["interface"], **state["how"], handed=(state, list(fds)))
 
-    def _adopt(self, state: dict, fds: list[int]) -> None:
-        left = list(fds)
+    def _adopt(self, state: dict, left: list[int]) -> None:
         try:
             while len(left) > self.take:
                 self._sockets.append(socket.socket(fileno=left[0]))
@@ -395,10 +394,10 @@ class AfPacket(Device):
         for i, (piece, vnet) in enumerate(zip(state["pieces"], state["vnet"], strict=True)):
             rx = next(sockets) if i < self.n_queues else None
             self._add(rx, next(sockets), vnet, piece, self._mapped(rx) if rx else None)
-            self.queues[i].core.carrier = state["carrier"]
         self.link, self._gone = recalled(state["link"]), state["gone"]
         with contextlib.suppress(Error):  # gone, or renamed: our watch will tell
             self.link = facts(self.interface, self.netns).as_told(self.link)
+        self.link = replace(self.link, up=self.carrier or self.link.up, carrier=self.carrier)  # what is written is of the last event
 
     def close(self) -> None:
         """Give everything back, and the host its traffic; not before the last process that holds copies does."""
@@ -407,6 +406,7 @@ class AfPacket(Device):
             self._drop = None
         for sock in self._sockets:
             sock.close()
+        self._live.close()
         self._sockets, self.queues = [], []
         if self.netns != self._given_netns:
             netns.let_go(self.netns)

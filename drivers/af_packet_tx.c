@@ -68,7 +68,7 @@ int pr_afp_tx(struct pr_device *dev, struct pr_ringh *h)
             continue;
         }
         uint32_t slots = 0, bytes = 0, f = 0;
-        if (q->no_carrier) {
+        if (__atomic_load_n(&q->live->no_carrier, __ATOMIC_RELAXED)) {
             for (; f < b.n; f++)
                 slots += b.slots[f];
             pr_count(h->row, PR_C_drop_down, b.n);

@@ -9,13 +9,14 @@
 typedef struct {
     PyObject_HEAD
     struct pr_afp q;
-    Py_buffer map;
+    Py_buffer map, live;
 } AfpQueue;
 
 static void queue_dealloc(PyObject *self)
 {
     AfpQueue *o = (AfpQueue *)self;
     PyBuffer_Release(&o->map);
+    PyBuffer_Release(&o->live);
     PyMem_RawFree(o->q.mail);
     PyMem_RawFree(o->q.big);
     Py_TYPE(self)->tp_free(self);
@@ -30,22 +31,24 @@ static const struct pr_device_ops *ops_of(int receives, int blocks)
     return !receives ? &tx_ops : blocks ? &blocks_ops : &frames_ops;
 }
 
-/* AfPacketQueue(rx_fd, tx_fd, port, tx_vnet, map, piece, blocks): the map is the socket's receive ring, of blocks
+/* AfPacketQueue(live, rx_fd, tx_fd, port, tx_vnet, map, piece, blocks): the map is the socket's receive ring, of blocks
  * (TPACKET_V3) or frames (TPACKET_V2) of `piece` bytes; None = it only sends. */
 static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"rx_fd", "tx_fd", "port", "tx_vnet", "map", "piece", "blocks", NULL};
+    static char *names[] = {"live", "rx_fd", "tx_fd", "port", "tx_vnet", "map", "piece", "blocks", NULL};
     AfpQueue *o = (AfpQueue *)self;
     struct pr_afp *q = &o->q;
     int rx, tx, vnet, blocks;
     unsigned port, piece;
-    PyObject *map;
-    if (q->mail || !PyArg_ParseTupleAndKeywords(args, kw, "iiIpOIp", names, &rx, &tx, &port, &vnet, &map, &piece, &blocks) ||
-        (map != Py_None && PyObject_GetBuffer(map, &o->map, PyBUF_WRITABLE) < 0))
+    PyObject *live, *map;
+    if (q->mail || !PyArg_ParseTupleAndKeywords(args, kw, "OiiIpOIp", names, &live, &rx, &tx, &port, &vnet, &map, &piece,
+                                                &blocks) ||
+        !pr_borrow_live(live, &o->live) || (map != Py_None && PyObject_GetBuffer(map, &o->map, PyBUF_WRITABLE) < 0))
         return -1;
     *q = (struct pr_afp){.dev = {.ops = ops_of(map != Py_None, blocks), .rx_fd = rx, .tx_fd = tx,
                                  .flags = vnet ? PR_DEV_CARRIES_GSO : 0, .serial = pr_serial_of(rx)},
-                         .rx = rx, .tx = tx, .port = (uint16_t)port, .tx_vnet = vnet, .map = o->map.buf, .piece = piece,
+                         .live = o->live.buf, .rx = rx, .tx = tx, .port = (uint16_t)port, .tx_vnet = vnet,
+                         .map = o->map.buf, .piece = piece,
                          .n_pieces = piece ? (uint32_t)((size_t)o->map.len / piece) : 0};
     q->mail = PyMem_RawCalloc(1, sizeof *q->mail);
     q->big = PyMem_RawCalloc(1, PR_AFP_LONGEST);
@@ -85,7 +88,7 @@ static PyObject *queue_device(PyObject *self, void *unused)
 static PyObject *get_carrier(PyObject *self, void *unused)
 {
     (void)unused;
-    return PyBool_FromLong(!((AfpQueue *)self)->q.no_carrier);
+    return PyBool_FromLong(!((AfpQueue *)self)->q.live->no_carrier);
 }
 
 static int set_carrier(PyObject *self, PyObject *value, void *unused)
@@ -94,12 +97,12 @@ static int set_carrier(PyObject *self, PyObject *value, void *unused)
     int on = value ? PyObject_IsTrue(value) : 0;
     if (on < 0)
         return -1;
-    ((AfpQueue *)self)->q.no_carrier = !on;
+    __atomic_store_n(&((AfpQueue *)self)->q.live->no_carrier, !on, __ATOMIC_RELAXED);
     return 0;
 }
 
 static PyGetSetDef queue_fields[] = {
-    {"carrier", get_carrier, set_carrier, "False: what is sent is dropped here, and counted", NULL},
+    {"carrier", get_carrier, set_carrier, "False: what is sent is dropped here, and counted, whoever sends", NULL},
     {"device", queue_device, NULL, "the capsule to bind a ring to", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -113,7 +116,7 @@ static PyTypeObject queue_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.drivers._drivers.AfPacketQueue",
     .tp_basicsize = sizeof(AfpQueue),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "AfPacketQueue(rx_fd, tx_fd, port, tx_vnet, map, piece, blocks)",
+    .tp_doc = "AfPacketQueue(live, rx_fd, tx_fd, port, tx_vnet, map, piece, blocks)",
     .tp_new = PyType_GenericNew,
     .tp_init = queue_init,
     .tp_dealloc = queue_dealloc,

@@ -11,45 +11,59 @@
 typedef struct {
     PyObject_HEAD
     struct pr_tap q;
+    Py_buffer live;
 } TapQueue;
 
 static void queue_dealloc(PyObject *self)
 {
     PyMem_RawFree(((TapQueue *)self)->q.super);
+    PyBuffer_Release(&((TapQueue *)self)->live);
     Py_TYPE(self)->tp_free(self);
 }
 
-/* TapQueue(fd, quiet, port, mtu) */
+/* TapQueue(live, fd, quiet, port) */
 static int queue_init(PyObject *self, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"fd", "quiet", "port", "mtu", NULL};
-    struct pr_tap *q = &((TapQueue *)self)->q;
+    static char *names[] = {"live", "fd", "quiet", "port", NULL};
+    TapQueue *o = (TapQueue *)self;
     int fd, quiet;
-    unsigned port, mtu;
-    if (q->super || !PyArg_ParseTupleAndKeywords(args, kw, "iiII", names, &fd, &quiet, &port, &mtu))
+    unsigned port;
+    PyObject *live;
+    if (o->q.super || !PyArg_ParseTupleAndKeywords(args, kw, "OiiI", names, &live, &fd, &quiet, &port) ||
+        !pr_borrow_live(live, &o->live))
         return -1;
     uint8_t *super = PyMem_RawCalloc(1, PR_TAP_SUPER);
     if (!super)
         return PyErr_NoMemory(), -1;
-    pr_tap_init(q, fd, quiet, (uint16_t)port, mtu, super);
+    pr_tap_init(&o->q, fd, quiet, (uint16_t)port, o->live.buf, super);
     return 0;
 }
 
+/* follow(mtu, name, netns, inode, anew) */
 static PyObject *queue_follow(PyObject *self, PyObject *args)
 {
     struct pr_tap *q = &((TapQueue *)self)->q;
-    int net_dev, anew;
+    int anew;
+    unsigned mtu;
     const char *netns, *name;
     unsigned long long inode;
-    if (!PyArg_ParseTuple(args, "isKsp", &net_dev, &netns, &inode, &name, &anew))
+    if (!PyArg_ParseTuple(args, "IssKp", &mtu, &name, &netns, &inode, &anew))
         return NULL;
-    if (strlen(netns) >= sizeof q->netns)
-        return PyErr_Format(PyExc_ValueError, "%s: too long", netns);
-    q->net_dev = net_dev;
-    strcpy(q->netns, netns);
-    q->netns_inode = inode;
-    pr_tap_follow(q, name, anew);
+    if (strlen(netns) >= sizeof q->live->netns || strlen(name) >= sizeof q->live->name)
+        return PyErr_Format(PyExc_ValueError, "%s, %s: too long", netns, name);
+    __atomic_store_n(&q->live->mtu, mtu, __ATOMIC_RELAXED);
+    strcpy(q->live->name, name);
+    strcpy(q->live->netns, netns);
+    q->live->netns_inode = inode;
+    if (anew)
+        pr_tap_anew(q);
     Py_RETURN_NONE;
+}
+
+static PyObject *queue_mtu(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(((TapQueue *)self)->q.live->mtu);
 }
 
 static PyObject *queue_device(PyObject *self, void *unused)
@@ -59,17 +73,19 @@ static PyObject *queue_device(PyObject *self, void *unused)
 }
 
 static PyMethodDef queue_methods[] = {
-    {"follow", queue_follow, METH_VARARGS, "follow(net_dev or -1, netns, its inode, name, anew): whose drops to count"},
+    {"follow", queue_follow, METH_VARARGS, "follow(mtu, name, netns' file or '', its inode, anew): what it is now"},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef queue_fields[] = {
     {"device", queue_device, NULL, "the capsule to bind rings to", NULL},
+    {"mtu", queue_mtu, NULL, "longer frames are dropped", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef queue_members[] = {
-    {"mtu", T_UINT, offsetof(TapQueue, q.mtu), 0, "longer frames are dropped; follows the interface's"},
+    {"net_dev", T_INT, offsetof(TapQueue, q.net_dev), 0, "/proc/net/dev where it was made; -1 = it counts no drops"},
+    {"serial", T_ULONGLONG, offsetof(TapQueue, q.dev.serial), 0, "tells a ring whether it was served by this queue before"},
     {"gone", T_INT, offsetof(TapQueue, q.gone), 0, "fd is no TAP but a copy of quiet; cleared by whoever put one there"},
     {"queue_drops", T_ULONGLONG, offsetof(TapQueue, q.queue_drops), 0, "the device's drops that are counted already"},
     {NULL, 0, 0, 0, NULL},
@@ -79,7 +95,7 @@ static PyTypeObject queue_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.drivers._drivers.TapQueue",
     .tp_basicsize = sizeof(TapQueue),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "TapQueue(fd, quiet, port, mtu)",
+    .tp_doc = "TapQueue(live, fd, quiet, port)",
     .tp_new = PyType_GenericNew,
     .tp_init = queue_init,
     .tp_dealloc = queue_dealloc,

@@ -20,12 +20,14 @@ static uint64_t serial_now(void)
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
-void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, uint32_t mtu, uint8_t *super)
+void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, struct pr_live *live, uint8_t *super)
 {
     *q = (struct pr_tap){.dev = {.ops = &ops, .rx_fd = fd, .tx_fd = fd, .flags = PR_DEV_CARRIES_GSO,
                                  .serial = serial_now()}, .fd = fd,
-                         .quiet = quiet, .net_dev = -1, .mtu = mtu, .port = port, .super = super};
+                         .quiet = quiet, .net_dev = -1, .live = live, .port = port, .super = super};
 }
+
+static uint32_t mtu(const struct pr_tap *q) { return __atomic_load_n(&q->live->mtu, __ATOMIC_RELAXED); }
 
 static void gone(struct pr_tap *q)
 {
@@ -39,7 +41,7 @@ static void gone(struct pr_tap *q)
 /* Lay the free slots out for one frame. How many, 0 = the ring has no room. */
 static uint32_t lay_out(struct pr_tap *q, const struct pr_ringh *h, const struct pr_arriving *w)
 {
-    uint32_t room = pr_buf_room(h->rg), longest = q->spread ? PR_TAP_LONGEST : q->mtu + PR_TAP_HEADERS;
+    uint32_t room = pr_buf_room(h->rg), longest = q->spread ? PR_TAP_LONGEST : mtu(q) + PR_TAP_HEADERS;
     uint32_t want = (longest + room - 1) / room, k = 0;
     for (uint32_t i = w->at; k < want && k < w->left && k < PR_MAX_FRAGS; k++, i = pr_next(h, i)) {
         uint32_t buf = h->ring->slot[i].buf_idx;
@@ -73,7 +75,7 @@ static void take(struct pr_tap *q, struct pr_ringh *h, struct pr_arriving *w, ui
         bring_together(q, len, k);
     if (!pr_arrive(w, &a, h))
         q->held = a;
-    if (a.whole && len > q->mtu + PR_TAP_HEADERS)
+    if (a.whole && len > mtu(q) + PR_TAP_HEADERS)
         q->spread = PR_TAP_BURST; /* a slot more to offer costs 4 ns a read, a super-frame that did not fit a copy */
     else if (q->spread)
         q->spread--;
@@ -138,7 +140,7 @@ enum { SENT = -1, WAIT = -2 };
 /* MTU, header, and the tags that an Ethernet carries on top of it. */
 static uint32_t longest(const struct pr_tap *q, const struct iovec *first)
 {
-    uint32_t most = q->mtu + 14;
+    uint32_t most = mtu(q) + 14;
     const uint8_t *p = first->iov_base;
     for (size_t at = 12; at + 4 <= first->iov_len && at < 20; at += 4, most += 4)
         if (!(p[at] == 0x81 && p[at + 1] == 0x00) && !(p[at] == 0x88 && p[at + 1] == 0xa8))
@@ -153,7 +155,7 @@ static int unfit(const struct pr_tap *q, const struct iovec *first, uint32_t byt
         return PR_C_drop_runt;
     if (gso)
         return bytes > PR_TAP_GSO_MAX ? PR_C_drop_gso : SENT;
-    return bytes > q->mtu + 14 && bytes > longest(q, first) ? PR_C_drop_mtu : SENT;
+    return bytes > mtu(q) + 14 && bytes > longest(q, first) ? PR_C_drop_mtu : SENT;
 }
 
 /* Why the kernel refused it. */
@@ -272,9 +274,11 @@ static int find_drops(int net_dev, const char *name, uint64_t *drops)
 /* From /proc/net/dev, because rtnetlink waits for the rtnl lock, which whoever deletes an interface holds for 16 ms. */
 static int read_drops(const struct pr_tap *q, uint64_t *drops)
 {
-    if (q->net_dev >= 0)
-        return find_drops(q->net_dev, q->name, drops);
-    int fd = q->netns[0] ? net_dev_of(q->netns, q->netns_inode) : -1, found = fd >= 0 && find_drops(fd, q->name, drops);
+    struct pr_live l = *q->live;
+    l.name[sizeof l.name - 1] = l.netns[sizeof l.netns - 1] = 0;
+    if (q->net_dev < 0 || !l.netns[0])
+        return q->net_dev >= 0 && find_drops(q->net_dev, l.name, drops);
+    int fd = net_dev_of(l.netns, l.netns_inode), found = fd >= 0 && find_drops(fd, l.name, drops);
     if (fd >= 0)
         close(fd);
     return found;
@@ -300,12 +304,8 @@ void pr_tap_resume(struct pr_device *dev, struct pr_ringh *h)
     q->queue_drops = h->k->place;
 }
 
-void pr_tap_follow(struct pr_tap *q, const char *name, int anew)
+void pr_tap_anew(struct pr_tap *q)
 {
-    memset(q->name, 0, sizeof q->name);
-    memcpy(q->name, name, strnlen(name, sizeof q->name - 1));
-    if (!anew)
-        return;
     if (!read_drops(q, &q->queue_drops))
         q->queue_drops = 0;
     q->dev.serial = serial_now();

@@ -22,6 +22,7 @@
 #define PR_TAP_H
 
 #include "arrival.h"
+#include "live.h"
 
 #define PR_TAP_BURST 64
 #define PR_TAP_LONGEST (65536 + 4096) /* a super-frame and its headers */
@@ -33,13 +34,10 @@ struct pr_tap {
     struct pr_device dev;
     int fd, quiet;
     int gone;      /* until the owner clears it: `fd` is no TAP */
-    int net_dev;   /* /proc/net/dev of its namespace, -1 = see netns */
-    char netns[64]; /* its file, where an open descriptor would keep the namespace from dying; "" = count no drops */
-    uint64_t netns_inode; /* what that file must be */
-    uint32_t mtu;  /* set by the owner, whenever it changes */
+    int net_dev;   /* /proc/net/dev where it was made, which its descriptor keeps alive anyway; -1 = count no drops */
+    struct pr_live *live;
     uint16_t port;
     uint8_t spread; /* so many reads more are offered slots for a whole super-frame */
-    char name[16];
     uint64_t queue_drops; /* as last read; the kring's `place` */
 
     struct pr_arrival held; /* len 0 = none */
@@ -49,15 +47,14 @@ struct pr_tap {
 };
 
 /* `super`: PR_TAP_SUPER bytes, the caller's to free. */
-void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, uint32_t mtu, uint8_t *super);
+void pr_tap_init(struct pr_tap *q, int fd, int quiet, uint16_t port, struct pr_live *live, uint8_t *super);
 
 int pr_tap_rx(struct pr_device *dev, struct pr_ringh *h);
 int pr_tap_tx(struct pr_device *dev, struct pr_ringh *h);
 void pr_tap_stats(struct pr_device *dev, struct pr_ringh *h);
 void pr_tap_resume(struct pr_device *dev, struct pr_ringh *h);
 
-/* Where the drops of the queue are read from now on: `name`, in the namespace that is set. `anew`: another device, count
- * from now. */
-void pr_tap_follow(struct pr_tap *q, const char *name, int anew);
+/* There is another device behind it: its drops are counted from now on. */
+void pr_tap_anew(struct pr_tap *q);
 
 #endif

@@ -24,6 +24,7 @@ from pktring.shm.errors import Error
 
 from . import _drivers, netns
 from .link import LinkEvent, LinkFacts, LinkWatch, facts, recalled
+from .live import Live
 
 DEVICE = "/dev/net/tun"
 NET_DEV = "/proc/thread-self/net/dev"
@@ -118,10 +119,11 @@ class Tap(Device):
         self.link: LinkFacts
         self._gone = False  # the interface, as of the last event
         self._flags = 0
-        self._net_dev = -1
         self._home_inode = handed[0]["home_inode"] if handed else netns.identity(netns_name)
-        self._quiet = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         fds = list(handed[1]) if handed else []
+        self._live = Live(fds.pop() if handed else -1)
+        self._net_dev = -1
+        self._quiet = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             if handed:
                 self._adopt(handed[0], fds)
@@ -145,8 +147,11 @@ class Tap(Device):
 
     def _add(self, fds: list[int]) -> None:
         for fd in fds:
-            core = _drivers.TapQueue(fd, self._quiet, self.port, self.link.mtu)
+            core = _drivers.TapQueue(self._live.map, fd, self._quiet, self.port)
             self.queues.append(Queue(core.device, fd if len(self.queues) < self.n_queues else -1, fd, core))
+        with netns.entered(self.home):
+            self._net_dev = os.open(NET_DEV, os.O_RDONLY | os.O_CLOEXEC)
+        self.queues[0].core.net_dev = self._net_dev  # one counts the drops of them all
 
     # ---- the driver interface ----
 
@@ -216,21 +221,10 @@ class Tap(Device):
         self.interface, self._flags = found
         self.netns = _where(self.queues[0].tx_fd, self.home)
         self.link = facts(self.interface, self.netns)
-        self._count_drops(anew)
-        for queue in self.queues:
-            queue.core.mtu = self.link.mtu
-
-    def _count_drops(self, anew: bool) -> None:
-        """Have one queue count the device's drops. An open /proc/net/dev keeps its namespace alive, which only home is anyway."""
-        net_dev, where, inode = -1, "", 0
-        if self.netns in (self.home, None):
-            with netns.entered(self.netns):
-                net_dev = os.open(NET_DEV, os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            where, inode = netns.path(self.netns), netns.identity(self.netns)
-        self.queues[0].core.follow(net_dev, where, inode, self.interface, anew)
-        self._close_net_dev()
-        self._net_dev = net_dev
+        where, inode = "", 0
+        if self.netns != self.home:
+            where, inode = netns.path(self.netns) if self.netns else netns.OWN, netns.identity(self.netns)
+        self.queues[0].core.follow(self.link.mtu, self.interface, where, inode, anew)
 
     def carrier(self, on: bool) -> None:
         """Plug the cable in or out, as the host sees it. Frames are taken either way: only a down interface refuses them."""
@@ -252,21 +246,17 @@ class Tap(Device):
         """Drop our descriptors; the TAP stays as it is for the processes that hold copies, and goes with the last."""
         for queue in self.queues:
             queue.core.gone = 1
-            queue.core.follow(-1, "", 0, "", False)
+            queue.core.net_dev = -1
             os.close(queue.tx_fd)
         self.queues = []
-        self._close_net_dev()
-        if self._quiet >= 0:
-            os.close(self._quiet)
-        self._quiet = -1
+        for fd in (self._net_dev, self._quiet):
+            if fd >= 0:
+                os.close(fd)
+        self._net_dev = self._quiet = -1
+        self._live.close()
         if self.home != self._given_home:
             netns.let_go(self.home)
             self.home = self._given_home
-
-    def _close_net_dev(self) -> None:
-        if self._net_dev >= 0:
-            os.close(self._net_dev)
-        self._net_dev = -1
 
     # ---- from process to process ----
 
@@ -294,8 +284,9 @@ class Tap(Device):
             "link": self.link.told(),
             "gone": self._gone,
             "drops": self.queues[0].core.queue_drops,
+            "serials": [queue.core.serial for queue in self.queues],
         }
-        return state, [queue.tx_fd for queue in self.queues]
+        return state, [*(queue.tx_fd for queue in self.queues), self._live.fd]
 
     @classmethod
     def adopt(cls, state: dict, fds: list[int]) -> Tap:
@@ -308,8 +299,8 @@ class Tap(Device):
         self._flags, self.offloads, self._gone = state["flags"], state["offloads"], state["gone"]
         self.link = recalled(state["link"])
         self._add(fds)
-        for queue in self.queues:
-            queue.core.gone = _getiff(queue.tx_fd) is None
+        for queue, serial in zip(self.queues, state["serials"], strict=True):
+            queue.core.gone, queue.core.serial = _getiff(queue.tx_fd) is None, serial
         self.queues[0].core.queue_drops = state["drops"]
         with contextlib.suppress(Error):  # gone: our watch will tell
             self._look(anew=False)

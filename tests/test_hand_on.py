@@ -523,7 +523,7 @@ def copy_of(device):
 
 def read(path):
     """-> the frames of a capture file, and what its interfaces' statistics say was delivered"""
-    with Region.create(f"test-hand-on-read-{os.getpid()}", rings=4, slots=1024) as region, ports.open(f"pcap:{path}", region=region) as port:
+    with Region.create(f"test-read-{os.getpid()}", rings=4, slots=1024) as region, ports.open(f"pcap:{path}", region=region) as port:
         frames = [bytes(frame) for batch in port.batches() for frame in batch]
         return frames, [interface["stats"][4] for interface in port.device.interfaces]
 
