@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pktring.engine.port import Port
     from pktring.engine.rps import rps_hash
     from pktring.engine.toeplitz import toeplitz
+    from pktring.engines import Engine
     from pktring.ports import open
     from pktring.shm.errors import Error
     from pktring.shm.pktqueue import PktQueue
@@ -31,6 +32,7 @@ _HOMES = {
     "DONE": "pktring.engine.handlers",
     "compiled": "pktring.engine.compiled",
     "per_frame": "pktring.engine.handlers",
+    "Engine": "pktring.engines",
     "Handler": "pktring.engine.netisr_rules",
     "open": "pktring.ports",
     "Port": "pktring.engine.port",
@@ -46,6 +48,7 @@ _HOMES = {
 __all__ = [
     "DONE",
     "Batch",
+    "Engine",
     "Error",
     "Handler",
     "PktQueue",
