@@ -45,7 +45,7 @@ def shown(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return str(value) if isinstance(value, float) or abs(value) < 2**64 else "a huge number"
-    return {dict: "a table", list: "a list"}.get(type(value), f"a {type(value).__name__}")
+    return "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"a {type(value).__name__}"
 
 
 # ---- readers ----

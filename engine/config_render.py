@@ -24,7 +24,7 @@ def _lines(config: Config) -> Iterator[str]:
     if not config.ports:
         yield from _template("[port.NAME]", "port")
     for name, rules in (("forward", config.forwards), ("mirror", config.mirrors), ("protocol", config.protocols)):
-        for rule in rules:  # type: ignore[attr-defined]
+        for rule in rules:
             yield from ("", *_table(f"[[{name}]]", TABLES[name], rule))
         if not rules:
             yield from _template(f"[[{name}]]", name)

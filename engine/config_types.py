@@ -7,7 +7,8 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from . import sysctl
+from . import sysctl as rules
+from .sysctl import Value
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,12 @@ class Config:
     forwards: tuple[ForwardConfig, ...] = ()
     mirrors: tuple[MirrorConfig, ...] = ()
     protocols: tuple[ProtocolConfig, ...] = ()
-    sysctl: dict[str, sysctl.Value] = field(default_factory=dict)
+    sysctl: dict[str, Value] = field(default_factory=dict)
     metrics: MetricsConfig = MetricsConfig()
     warnings: tuple[str, ...] = field(default=(), compare=False)
     path: str = field(default="", compare=False)
 
-    def boot(self, allowed: Set[int] | None = None) -> dict[str, sysctl.Value]:
+    def boot(self, allowed: Set[int] | None = None) -> dict[str, Value]:
         """Every knob that is set when the engine starts, settled."""
         return self.settled(cpus_of(allowed))[0]
 
@@ -132,9 +133,9 @@ class Config:
             return self.workers
         return tuple(cpus[i % len(cpus)] for i in range(self.workers if isinstance(self.workers, int) else len(cpus)))
 
-    def settled(self, cpus: list[int]) -> tuple[dict[str, sysctl.Value], list[str]]:
+    def settled(self, cpus: list[int]) -> tuple[dict[str, Value], list[str]]:
         """The knobs that are set at boot, and what had to be forced. See sysctl.boot."""
-        return sysctl.boot(self.sysctl | {"net.isr.dispatch": self.dispatch}, len(cpus), len(self.wanted_cpus(cpus)))
+        return rules.boot(self.sysctl | {"net.isr.dispatch": self.dispatch}, len(cpus), len(self.wanted_cpus(cpus)))
 
 
 def cpus_of(allowed: Set[int] | None) -> list[int]:

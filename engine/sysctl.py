@@ -18,7 +18,7 @@ from pktring.shm.errors import Error
 from . import rps
 
 Value = int | str
-ERRNO = errno.errorcode | {errno.EOPNOTSUPP: "EOPNOTSUPP"}  # Linux has two names for it, this one is the BSDs'
+ERRNO = dict(errno.errorcode) | {errno.EOPNOTSUPP: "EOPNOTSUPP"}  # Linux has two names for it, this one is the BSDs'
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 MAX_TEXT = 20  # the kernel's buffer for the name of a dispatch policy, with its NUL
 QLIMIT_MAX = 65536  # slots of a lane

@@ -670,15 +670,21 @@ def test_protocols_come_go_and_change():
 
 
 def test_knobs_change_and_go_back_to_the_default():
-    old = "[sysctl]\nnet.link.epair.netisr_maxqlen = 100\nnet.pktqueue.ip.maxlen = 5\n"
-    assert changed(old, "[sysctl]\nnet.pktqueue.ip.maxlen = 6\n").sysctl == (
+    knobs = ("net.link.epair.netisr_maxqlen", "net.pktqueue.ip.maxlen", "net.pktqueue.arp.maxlen", "net.pktqueue.epair.maxlen")
+    old = "".join(f"{name} = 5\n" for name in (*knobs, "dev.pktring.workers"))
+    new = protocol("qlimit = 77") + "[sysctl]\nnet.pktqueue.epair.maxlen = 6\n"
+    assert changed(protocol("qlimit = 77") + "[sysctl]\n" + old, new).sysctl == (
         ("net.link.epair.netisr_maxqlen", 2100),
-        ("net.pktqueue.ip.maxlen", 6),
+        ("net.pktqueue.ip.maxlen", 77),
+        ("net.pktqueue.arp.maxlen", 256),
+        ("net.pktqueue.epair.maxlen", 6),
+        ("dev.pktring.workers", len(os.sched_getaffinity(0))),
     )
 
 
 def test_what_of_the_engine_changes_live():
-    assert changed("", '[engine]\ndispatch = "hybrid"\norphan_timeout_s = 5').engine == ("dispatch", "orphan_timeout_s")
+    change = changed("", '[engine]\ndispatch = "hybrid"\norphan_timeout_s = 5')
+    assert change.engine == ("dispatch", "orphan_timeout_s") and change.sysctl == (("net.isr.dispatch", "hybrid"),)
     assert changed("", '[metrics]\nlisten = "h:1"').metrics
 
 
