@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inhand import ROOM, Bench
 
+from pktring.shm import _shm
 from pktring.shm.errors import Error
 
 some_frames = st.lists(st.binary(max_size=2 * ROOM + 7), min_size=1, max_size=12)
@@ -92,6 +93,32 @@ def test_a_mask_of_another_length_is_refused(bench, mask):
     assert why.value.code == "E_BATCH" and bench.hand.verdicts == [-1, -1]
 
 
+def test_the_door_itself_refuses_what_does_not_fit(bench):
+    for call in (
+        lambda frames: frames.forward(1, b"\1"),
+        lambda frames: frames.forward(2**31, None),
+        lambda frames: frames.column(0, bytearray(7)),
+        lambda frames: frames.column(1, memoryview(bytearray(20))[4:]),
+        lambda frames: frames.gather(5, bytearray(9)),
+    ):
+        with pytest.raises(ValueError):
+            bench.seen(lambda batch, call=call: call(batch._frames), [b"x", b"y"])
+    assert bench.hand.verdicts == [-1, -1]
+
+
+def test_a_hash_that_nobody_computed_is_none(bench):
+    """Its place holds what an earlier frame in the buffer left there."""
+    bench.take([b"x"], hash=[7])
+    at = bench.region.geometry["meta_ofs"] + 64 * int(bench.seen(lambda batch: batch.buffers[0], [b"x"], hash=[7]))
+    flags = _shm.LAYOUT["pr_meta.flags"][0]
+    found = []
+    bench.load(lambda batch: found.append(batch.hashes.tolist()))
+    bench.run()
+    bench.region.mem[at + flags : at + flags + 2] = bytes(2)
+    bench.run()
+    assert found == [[7], [0]]
+
+
 @pytest.mark.parametrize("i", [2, -3, 2**70])
 def test_there_is_no_frame_outside_of_the_batch(bench, i):
     for look in (lambda batch: batch[i], lambda batch: batch.parts(i)):
@@ -119,8 +146,6 @@ def test_a_frame_that_spans_buffers_is_a_copy(bench):
 
 
 def test_a_super_frame_shows_its_parts(bench):
-    from pktring.shm import _shm
-
     tcp = b"\0" * 12 + b"\x08\0" + bytes.fromhex("45000050 0000 4000 4006 0000 0a000001 0a000002".replace(" ", ""))
     tcp += bytes.fromhex("0001 0002 00000000 00000000 5010 ffff 0000 0000".replace(" ", "")) + b"payload!" * 5
     bench.take([tcp])

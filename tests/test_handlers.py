@@ -214,7 +214,7 @@ def test_what_a_per_frame_handler_says_becomes_a_verdict(bench, said, verdict):
     assert bench.stats()["raised"] == 0
 
 
-@pytest.mark.parametrize("said", [True, np.True_, 6, -2, 2**80, "nowhere", 1.0, b"right", object()])
+@pytest.mark.parametrize("said", [True, np.True_, 6, -2, -3, 2**80, "nowhere", 1.0, b"right", object()])
 def test_what_makes_no_sense_ends_the_frame_and_is_counted(bench, said):
     assert bench.verdicts(pktring.per_frame(lambda frame: said), FRAMES) == [DONE] * 4
     assert (bench.stats()["raised"], bench.stats()["lost"]) == (4, 4) and len(bench.lines) == 1
@@ -314,7 +314,7 @@ def test_a_long_or_strange_error_is_cut_where_its_room_ends(bench):
 
 
 def test_time_in_a_slow_handler_is_seen(bench):
-    pauses = [0.03, 0.0, 0.01]
+    pauses = [0.01, 0.03, 0.0]  # popped from the end
     bench.load(lambda batch: time.sleep(pauses.pop()))
     bench.take(FRAMES)
     begun = time.monotonic()
@@ -322,7 +322,7 @@ def test_time_in_a_slow_handler_is_seen(bench):
         bench.run()
     spent = time.monotonic() - begun
     stats = bench.stats()
-    assert 30e-3 <= stats["max_us"] / 1e6 <= spent and stats["ns_last"] == stats["ns_max"]
+    assert 30e-3 <= stats["max_us"] / 1e6 <= spent and 10e6 <= stats["ns_last"] < stats["ns_max"]
     assert 40e-3 <= stats["ns_total"] / 1e9 <= spent
     assert stats["mean_us"] == pytest.approx(stats["ns_total"] / 3e3, abs=0.01)
 
