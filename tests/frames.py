@@ -1,6 +1,8 @@
 """Frames for tests: small ones that carry a number, and what reads it back."""
 
 import struct
+import time
+from array import array
 
 BROADCAST = bytes(6 * [0xFF])
 SOURCE = bytes.fromhex("020000000001")
@@ -23,3 +25,16 @@ def number(frame: bytes | memoryview) -> int:
 def tagged(frame: bytes, tci: int, tpid: int = 0x8100) -> bytes:
     """The frame with a VLAN tag in front of its ethertype."""
     return frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
+
+
+def numbers(region, ring, n: int, timeout_s: float = 3.0) -> list[int]:
+    """Receive from a ring and give the slots back. -> the numbers of so many frames, or of those that came in time"""
+    got, starts, deadline = [], array("I", bytes(4 * n)), time.monotonic() + timeout_s
+    while len(got) < n and time.monotonic() < deadline:
+        ring.sync()
+        found, end = ring.peek(starts, n - len(got))
+        for i in starts[:found]:
+            offset, length = ring.frame(i)
+            got.append(number(region.mem[offset : offset + length]))
+        ring.release(end, found)
+    return got

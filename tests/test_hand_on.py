@@ -12,7 +12,7 @@ import time
 
 import pytest
 from command import eventually
-from frames import number, numbered
+from frames import number, numbered, numbers
 from lab import End, IPRoute, Lab
 
 from pktring import ports
@@ -30,13 +30,26 @@ pytestmark = pytest.mark.needs("root")
 OPENER = """
 import json, os, socket, sys
 sys.path = json.loads(sys.argv[2])
+from frames import numbers
 from pktring.ports import open_device
+from pktring.shm.region import RX, TX, Region
 device, watch, why = open_device(**json.loads(sys.argv[3]))
 end = socket.socket(fileno=int(sys.argv[1]))
 for line in sys.stdin:
     if line == "hand on\\n":
         state, fds = device.hand_on()
         socket.send_fds(end, [json.dumps(state).encode()], fds)
+    elif line.startswith("work in "):
+        region = Region.attach(line.split()[2])
+        index, ring = region.make_ring(RX, 256, "worker", 0, region.pool_of(1, 1))
+        ring.bind(device.queues[0].device)
+        print(index, flush=True)
+    elif line.startswith("take "):
+        print(*numbers(region, ring, int(line.split()[1])), flush=True)
+    elif line.strip() == "send":
+        index, ring = region.make_ring(TX, 256, "worker", 0, region.pool_of(1, 1))
+        ring.bind(device.queues[0].device)
+        print(ring.put([bytes(1400)]), ring.sync(), ring.device_error, flush=True)
     else:
         print(*(device.follow(event) for event in watch.events()), flush=True)
 """
@@ -76,11 +89,15 @@ class Opener:
         assert text, "the opener died"
         return json.loads(text), fds
 
-    def follows(self):
-        """Let it take its link events. -> what `follow` returned for each"""
-        self.child.stdin.write("follow\n")
+    def told(self, line):
+        """Tell it to do something. -> the words of its answer"""
+        self.child.stdin.write(line + "\n")
         self.child.stdin.flush()
         return self.child.stdout.readline().split()
+
+    def follows(self):
+        """Let it take its link events. -> what `follow` returned for each"""
+        return self.told("follow")
 
     def kill(self):
         self.child.send_signal(signal.SIGKILL)
@@ -297,6 +314,24 @@ def test_a_device_that_was_handed_on_is_handed_on_again(net, region):
             receives(net, port, a, b, host)
 
 
+def test_a_taking_that_was_adopted_leaves_no_hook_behind(net, region):
+    """Hooks belong to names: one that was forgotten would take whatever interface has the name later."""
+    a, b = net.pair()
+    with Opener(net, name=b.name + f"?netns={b.netns}", take=True, yes=True) as opener, Host(b) as host:
+        net.change(b.netns, "vb", ifname="vz")
+        eventually(lambda: opener.follows())
+        opener.kill()
+        with adopted(opener, region) as port:
+            told(port, "renamed")
+            net.change(b.netns, "vz", ifname="vy")
+            told(port, "renamed")
+            for name in ("vb", "vz"):
+                net.veth(c := End(net.namespace(), "vc"), End(b.netns, name))
+                net.send(c, [numbered(0)])
+                eventually(host.heard)
+            receives(net, port, a, End(b.netns, "vy"), host)
+
+
 def test_who_lets_go_takes_nothing_from_the_others(net, region):
     a, b = net.pair()
     with Opener(net, name=b.name + f"?netns={b.netns}", take=True, yes=True) as opener, Host(b) as host, adopted(opener, region) as port:
@@ -334,6 +369,88 @@ def test_nothing_is_left_open_when_adopting_fails(net, name):
             ports.adopt_device(opener.state, opener.fds)
         assert descriptors() == before - len(opener.fds)
         opener.fds = []
+
+
+# ---- a ring goes on with its device ----
+
+
+@pytest.mark.parametrize("name", ["va?rx=frames", "va?rx=blocks", "tap:t0?"])
+def test_an_heir_of_ring_and_device_goes_on_behind_the_last_frame_that_was_taken(net, name):
+    """Where the kernel's ring stands the engine's ring knows: an heir that began at its start would see frames twice, or none."""
+    a, b = net.pair()
+    end = End(a.netns, "t0") if name.startswith("tap") else b
+    with Region.create(f"test-hand-on-{os.getpid()}", rings=8, slots=256, owners=2) as region:
+        with Opener(net, name=f"{name}&netns={a.netns}") as opener:
+            (index,) = map(int, opener.told(f"work in {region.name}"))
+            net.send(end, [numbered(i) for i in range(150)])
+            assert opener.told("take 100") == [str(i) for i in range(100)]
+            opener.drop()
+            opener.state, opener.fds = opener.handed()
+            assert opener.told("take 50") == [str(i) for i in range(100, 150)]
+            net.send(end, [numbered(i) for i in range(150, 200)])
+            opener.kill()
+            fds, opener.fds = opener.fds, []
+            device, watch = ports.adopt_device(opener.state, fds)
+            with contextlib.closing(device), contextlib.closing(watch):
+                region.mend(1, region.pool_of(1, 2))
+                ring = region.view.ring(index)
+                ring.bind(device.queues[0].device)
+                assert ring.resume() == 0
+                net.send(end, [numbered(i) for i in range(200, 250)])
+                assert numbers(region, ring, 101, 0.5) == list(range(150, 250))
+                ring.bind(None)
+
+
+def test_a_file_is_read_on_where_the_dead_one_stopped(net, tmp_path, region):
+    first = writer(tmp_path / "f")
+    with sending(region, first) as send:
+        send([numbered(i) for i in range(200)])
+    first.close()
+    with Region.create(f"test-hand-on-file-{os.getpid()}", rings=8, slots=256, owners=2) as shared:
+        with Opener(net, name=f"pcap:{tmp_path / 'f'}", directions="rx") as opener:
+            (index,) = map(int, opener.told(f"work in {shared.name}"))
+            assert opener.told("take 50") == [str(i) for i in range(50)]
+            fds, opener.fds = opener.fds, []
+            device, _ = ports.adopt_device(opener.state, fds)
+            assert opener.told("take 50") == [str(i) for i in range(50, 100)], "who adopts does not move the place of who reads"
+            opener.kill()
+            with contextlib.closing(device):
+                shared.mend(1, shared.pool_of(1, 2))
+                ring = shared.view.ring(index)
+                ring.bind(device.queues[0].device)
+                assert ring.resume() == 0
+                assert numbers(shared, ring, 101, 0.5) == list(range(100, 200))
+                assert device.facts()["file"] == str(tmp_path / "f")
+                ring.bind(None)
+
+
+# ---- all who hold it know the same of the link ----
+
+
+def test_what_one_process_hears_of_the_link_holds_in_all(net, region):
+    """A worker cannot follow events: a carrier that went, a larger MTU, it knows at once from who does."""
+    a, b = net.pair()
+    with Region.create(f"test-theirs-{os.getpid()}", rings=8, slots=256, owners=2) as theirs:
+        with Opener(net, name=f"va?netns={a.netns}") as opener, adopted(opener, region, directions="tx") as port:
+            opener.told(f"work in {theirs.name}")
+            assert opener.told("send") == ["1", "1", "0"]
+            net.change(b.netns, "vb", state="down")
+            told(port, "no_carrier")
+            assert opener.told("send")[2] != "0" and sum(row["drop_down"] for row in theirs.counters()) == 1
+
+
+def test_the_mtu_of_a_tap_holds_in_all_processes(net, region):
+    here = End(net.namespace(), "t0")
+    with Region.create(f"test-theirs-{os.getpid()}", rings=8, slots=256, owners=2) as theirs:
+        with Opener(net, name=f"tap:t0?mtu=600&netns={here.netns}") as opener, adopted(opener, region, directions="tx") as port:
+            opener.told(f"work in {theirs.name}")
+            opener.told("send")
+            assert sum(row["drop_mtu"] for row in theirs.counters()) == 1
+            net.change(here.netns, "t0", mtu=1500)
+            told(port, "mtu")
+            with net.listening(here) as ear:
+                opener.told("send")
+                assert ear.take(1) == [bytes(1400)]
 
 
 # ---- queues that only send ----
