@@ -52,7 +52,8 @@ class Post:
     hand: Hand | None = None
     gen: int = 0
     restarts: int = 0
-    note: str = ""
+    pinned: str = ""  # why it is not on its CPU
+    note: str = ""  # how its last holder died
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS))
     held_until: float = 0.0
     hold_s: float = 0.0
@@ -131,7 +132,7 @@ class Crew:
         """Put the spare into a post that is empty, and warm up another. Raises what `ready_spare` raises."""
         spare = self.ready_spare()
         post.gen += 1
-        post.note = pin(spare.pid, self.plan.cpus[post.index])
+        post.pinned = pin(spare.pid, self.plan.cpus[post.index])
         _engine.record_ask(self.plan.memory.record(post.index), _engine.PR_ASK_GO, post.gen)
         spare.link.settimeout(None)
         spare.link.send(json.dumps({"become": post.index, "gen": post.gen, "died": died}).encode())

@@ -52,7 +52,7 @@ def _worker(plan: Plan, crew: Crew, post: Post) -> dict[str, Any]:
         "restarts": post.restarts,
         "generation": post.gen,
         "cpu_s": _cpu_s(post.hand.pid) if post.hand else 0.0,
-        "note": post.note,
+        "note": post.pinned or post.note,
         "jail": post.hand.facts if post.hand else {},
     } | {k: record[k] for k in ("progress", "bursts", "sleeps", "drop_tx_full")}
 

@@ -69,13 +69,15 @@ class Supervisor:
             if said in ready:
                 said = self._listen(said)
             for status in self._reap():
-                if said >= 0:
+                if said >= 0 and select.select([said], [], [], 0)[0]:  # its workers may hold the other end too
                     said = self._listen(said)
                 if os.WIFEXITED(status):
                     return os.WEXITSTATUS(status)
                 if self._stopping:
                     return 1
                 self._pause()
+                if said >= 0:
+                    os.close(said)
                 said = self._start(adopt=True)
 
     def _start(self, *, adopt: bool) -> int:

@@ -129,11 +129,11 @@ class Worker:
     def _events(self) -> None:
         """The controller speaks or is gone, or a new one calls."""
         listener = self.plan.listeners[self._index]
-        for sock in select.select([listener, *([self._link] if self._link else [])], [], [], 0)[0]:
-            if sock is listener:
-                self._meet(listener)
-            elif not self.hear():
-                self._orphaned()
+        ready = select.select([listener, *([self._link] if self._link else [])], [], [], 0)[0]
+        if self._link in ready and not self.hear():
+            self._orphaned()
+        if listener in ready:
+            self._meet(listener)
 
     def _orphaned(self) -> None:
         if self._link:

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import select
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -242,6 +243,10 @@ def _proto(of: Handler | str | int) -> str | int:
 
 
 def _write(fd: int, message: dict[str, Any]) -> None:
-    os.write(fd, json.dumps(message).encode() + b"\n")
+    try:
+        os.write(fd, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:  # only the first is waited for
+        if error := message.get("error"):
+            print(f"pktring: {error[0]} {error[1]}", file=sys.stderr, flush=True)
 
 
