@@ -49,8 +49,8 @@ static inline void pr_appdev_count(struct pr_ringh *h, uint32_t from, uint32_t t
 static inline int pr_appdev_live(struct pr_appdev *d, const struct pr_ringh *h)
 {
     uint32_t state = pr_load(&pr_app_told(h)->state);
-    if (state == PR_APP_LIVE)
-        return 1;
+    if (state == PR_APP_LIVE || state == PR_APP_NONE)
+        return 1; /* NONE: no worker has looked at us yet */
     d->dev.flags |= PR_DEV_END;
     d->dev.error = state == PR_APP_QUARANTINED ? EPERM : ESHUTDOWN;
     return 0;
@@ -106,10 +106,11 @@ static inline int pr_appdev_tx(struct pr_device *dev, struct pr_ringh *h)
     return (int)n;
 }
 
-/* What the engine dropped because we were slow. */
+/* What the engine dropped because we were slow. Who spoiled his own cursors learns of his quarantine here. */
 static inline void pr_appdev_stats(struct pr_device *dev, struct pr_ringh *h)
 {
-    (void)dev;
+    if (pr_load(&pr_app_told(h)->state) == PR_APP_QUARANTINED)
+        pr_appdev_live((struct pr_appdev *)dev, h);
     uint64_t dropped = __atomic_load_n(&pr_app_told(h)->dropped, __ATOMIC_RELAXED);
     if (h->k->dir == PR_RX && dropped > h->row->v[PR_C_drop_kernel])
         pr_count(h->row, PR_C_drop_kernel, dropped - h->row->v[PR_C_drop_kernel]);

@@ -6,7 +6,7 @@
  *   | state                              |     controller; a worker only LIVE -> QUARANTINED, by compare and swap
  *   | generation, id, mode, port ...     |     controller, before LIVE
  *   +------------------------------------+
- *   | side 0: seen, fault, counters      |     worker 0
+ *   | side 0: held, seen, fault, counters|     worker 0
  *   | side 1: ...                        |     worker 1
  *   +------------------------------------+
  *
@@ -14,7 +14,10 @@
  *     NONE ---------> LIVE ------------------------------> QUARANTINED
  *      ^                \ detach, death                       / detach, death
  *      |                 `----------> LEAVING <--------------'
- *      `------------------------------'   every living worker has `seen` this generation end: its hands are off the rings
+ *      `------------------------------'   each living worker that `held` it has `seen` its end
+ *
+ * A worker takes hold: held = generation, fence, and only if the state is LIVE then. The controller: LEAVING, fence, and
+ * only then looks at held. One of the two sees the other's store.
  *
  * These are PROHIBITED: LEAVING -> LIVE (workers may have let go), LENT -> FREE before every `seen` (a worker would hand
  * the buffer out once more), and before the app's process is gone or has closed the port (it may still write).
@@ -66,8 +69,8 @@ struct pr_app_fault {
 };
 
 struct pr_app_side {
-    uint32_t seen; /* generation of the app that this worker has let go of */
-    uint32_t spare;
+    uint32_t held; /* generation of the app whose rings this worker has, or had, its hands on */
+    uint32_t seen; /* generation of the app that it has let go of */
     struct pr_app_fault fault;
     uint64_t v[20];
 };
@@ -96,7 +99,7 @@ static inline void pr_app_count(struct pr_app_side *s, enum pr_app_counter c, ui
 
 /* In pr_ring.pad, from the engine. */
 struct pr_app_told {
-    uint32_t state;   /* enum pr_app_state; NONE = it was never said */
+    uint32_t state;   /* enum pr_app_state; NONE = no worker has looked yet */
     uint32_t need;    /* the worker sleeps: ring when this is not what it was when you last rang */
     uint64_t dropped; /* RX: frames dropped for want of room, so far */
 };

@@ -39,41 +39,49 @@ static inline uint32_t pr_app_read(const struct pr_app *a, const struct pr_batch
 
 /* ---- a frame of it ---- */
 
-/* What is wrong with it: the counter that says so, -1 = nothing. */
-static inline int pr_app_judge(struct pr_app *a, const struct pr_pool *pool, const uint64_t *d, uint32_t slots)
+/* The slots of a burst, one by one, before any buffer of it changes hands. wrong[i]: 0 = sound, else 1 + the counter that
+ * says what is wrong. A buffer that becomes the app's during the burst was not its own when it sent it. */
+static inline void pr_app_check(struct pr_app *a, const struct pr_pool *pool, const uint64_t *d, uint32_t n, uint8_t *wrong)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t b = pr_desc_idx(d[i]);
+        wrong[i] = 0;
+        if (!pr_buf_ok(a->tx.rg, b)) {
+            pr_app_bad(a, &a->tx, b, 0);
+            wrong[i] = PR_AC_drop_bad_idx + 1;
+        } else if (a->trusted && !pr_app_is_lent(a, pool, b)) {
+            pr_app_bad(a, &a->tx, b, pr_pool_look(pool, b));
+            wrong[i] = PR_AC_drop_not_owner + 1;
+        }
+    }
+}
+
+/* What is wrong with a frame: the counter that says so, -1 = nothing. */
+static inline int pr_app_judge(const struct pr_app *a, const uint64_t *d, uint32_t slots, const uint8_t *wrong)
 {
     uint64_t len = 0;
     for (uint32_t k = 0; k < slots; k++) {
-        uint32_t b = pr_desc_idx(d[k]);
         if (pr_desc_flags(d[k]) & ~PR_APP_TX_FLAGS)
             return PR_AC_drop_bad_flags;
         if (pr_desc_len(d[k]) > pr_buf_room(a->tx.rg))
             return PR_AC_drop_bad_len;
+        if (wrong[k])
+            return wrong[k] - 1;
         len += pr_desc_len(d[k]);
-        if (!pr_buf_ok(a->tx.rg, b)) {
-            pr_app_bad(a, &a->tx, b, 0);
-            return PR_AC_drop_bad_idx;
-        }
-        if (a->trusted && !pr_app_is_lent(a, pool, b)) {
-            pr_app_bad(a, &a->tx, b, pr_pool_look(pool, b));
-            return PR_AC_drop_not_owner;
-        }
     }
     if (!pr_app_ends(d, slots))
         return PR_AC_drop_bad_flags;
     return len ? -1 : PR_AC_drop_bad_len;
 }
 
-/* The slot's buffer for a spare. 0 = it went a moment ago: it lies in two slots. */
-static inline int pr_app_exchange(struct pr_app *a, struct pr_pool *pool, uint32_t at, uint32_t b, uint32_t spare)
+/* The slot gets a spare, lent to the app. */
+static inline void pr_app_refill(struct pr_app *a, struct pr_pool *pool, uint32_t at, uint32_t spare)
 {
-    int mine = pr_pool_unlend(pool, b, a->id);
     pr_slot_set(&a->tx, at, pr_desc(spare, 0, PR_NS_BUF_CHANGED));
     pr_pool_lend(pool, spare, a->id); /* after the slot: killed between, it goes home by its word */
-    return mine;
 }
 
-/* Take a sound frame into desc[0..slots), one of spare[0..slots) for each slot. 0 = one buffer came twice: it is dropped. */
+/* Take a sound frame into desc[0..slots), one of spare[0..slots) for each slot. 0 = a buffer of it came twice: dropped. */
 static inline int pr_app_take(struct pr_app *a, struct pr_pool *pool, uint32_t at, const uint64_t *d, uint32_t slots,
                               const uint32_t *spare, uint64_t *desc)
 {
@@ -84,15 +92,15 @@ static inline int pr_app_take(struct pr_app *a, struct pr_pool *pool, uint32_t a
         if (!a->trusted) {
             memcpy(pr_buf(a->rg, spare[k]), pr_buf(a->tx.rg, b), len);
             desc[k] = pr_desc(spare[k], (uint16_t)len, more);
-        } else if (pr_app_exchange(a, pool, at, b, spare[k])) {
-            desc[k] = pr_desc(b, (uint16_t)len, more);
-        } else {
-            desc[k] = 0;
-            pr_app_bad(a, &a->tx, b, pr_pool_look(pool, b));
-            sound = 0;
+            continue;
         }
+        int mine = pr_pool_unlend(pool, b, a->id);
+        pr_app_refill(a, pool, at, spare[k]);
+        desc[k] = mine ? pr_desc(b, (uint16_t)len, more) : 0;
+        sound &= mine;
     }
     if (!sound) {
+        pr_app_bad(a, &a->tx, pr_desc_idx(d[0]), pr_pool_look(pool, pr_desc_idx(d[0])));
         pr_hand_free(pool, desc, slots);
     } else if (!a->whole || !a->trusted) { /* what some frame before had been must not be said of this one */
         *pr_meta_of(a->rg, pr_desc_idx(desc[0])) = (struct pr_meta){.port = a->port};
@@ -100,44 +108,40 @@ static inline int pr_app_take(struct pr_app *a, struct pr_pool *pool, uint32_t a
     return sound;
 }
 
-/* A frame is dropped: slots that held what is not the app's get another buffer. How many of spare[0..slots) that took. */
-static inline uint32_t pr_app_refuse(struct pr_app *a, struct pr_pool *pool, uint32_t at, const uint64_t *d, uint32_t slots,
-                                     const uint32_t *spare)
+/* A frame is dropped: its slots that named what is not the app's get another buffer. How many of the spares that took. */
+static inline uint32_t pr_app_refuse(struct pr_app *a, struct pr_pool *pool, uint32_t at, uint32_t slots,
+                                     const uint8_t *wrong, const uint32_t *spare)
 {
     uint32_t used = 0;
-    for (uint32_t k = 0; k < slots; k++, at = pr_next(&a->tx, at)) {
-        uint32_t b = pr_desc_idx(d[k]);
-        if (a->trusted ? pr_app_is_lent(a, pool, b) : pr_buf_ok(a->tx.rg, b))
-            continue;
-        b = a->trusted ? spare[used++] : pr_app_first(&a->tx, at);
-        pr_slot_set(&a->tx, at, pr_desc(b, 0, PR_NS_BUF_CHANGED));
-        if (a->trusted)
-            pr_pool_lend(pool, b, a->id);
-    }
+    for (uint32_t k = 0; k < slots; k++, at = pr_next(&a->tx, at))
+        if (wrong[k] && a->trusted)
+            pr_app_refill(a, pool, at, spare[used++]);
+        else if (wrong[k])
+            pr_slot_set(&a->tx, at, pr_desc(pr_app_first(&a->tx, at), 0, PR_NS_BUF_CHANGED));
     return used;
 }
 
 /* One frame out of the burst. Spares used. */
 static inline uint32_t pr_app_one(struct pr_app *a, struct pr_pool *pool, uint32_t at, const uint64_t *d, uint32_t slots,
-                                  const uint32_t *spare, struct pr_batch *out)
+                                  const uint8_t *wrong, const uint32_t *spare, struct pr_batch *out)
 {
-    int rest = a->skip != 0, wrong = rest ? PR_AC_drop_bad_flags : pr_app_judge(a, pool, d, slots);
+    int rest = a->skip != 0, why = rest ? PR_AC_drop_bad_flags : pr_app_judge(a, d, slots, wrong);
     a->skip = !pr_app_ends(d, slots);
-    if (wrong < 0) {
-        uint64_t *desc = &out->desc[out->n_desc];
-        if (pr_app_take(a, pool, at, d, slots, spare, desc)) {
-            pr_app_count(a->side, PR_AC_tx_frames, 1);
-            pr_app_count(a->side, PR_AC_tx_bytes, pr_desc_frame_len(desc, slots));
-            pr_batch_close(out, slots);
-            out->verdict[out->n - 1] = a->port;
-        } else {
-            pr_app_count(a->side, PR_AC_drop_not_owner, 1);
-        }
+    if (why >= 0) {
+        if (!rest) /* of one frame, however many pieces it comes in */
+            pr_app_count(a->side, (enum pr_app_counter)why, 1);
+        return pr_app_refuse(a, pool, at, slots, wrong, spare);
+    }
+    uint64_t *desc = &out->desc[out->n_desc];
+    if (!pr_app_take(a, pool, at, d, slots, spare, desc)) {
+        pr_app_count(a->side, PR_AC_drop_not_owner, 1);
         return slots;
     }
-    if (!rest) /* of one frame, however many pieces it comes in */
-        pr_app_count(a->side, (enum pr_app_counter)wrong, 1);
-    return pr_app_refuse(a, pool, at, d, slots, spare);
+    pr_app_count(a->side, PR_AC_tx_frames, 1);
+    pr_app_count(a->side, PR_AC_tx_bytes, pr_desc_frame_len(desc, slots));
+    pr_batch_close(out, slots);
+    out->verdict[out->n - 1] = a->port;
+    return slots;
 }
 
 /* ---- the turn ---- */
@@ -148,6 +152,7 @@ static inline uint32_t pr_app_collect(struct pr_app *a, struct pr_pool *pool, st
 {
     uint64_t d[PR_BATCH_DESC];
     uint32_t spare[PR_BATCH_DESC], used = 0;
+    uint8_t wrong[PR_BATCH_DESC];
     struct pr_kring *k = a->tx.k;
     int64_t head = a->gone || (a->leaving && !a->drain) ? -1 : pr_app_enter(a, &a->tx, k->rhead);
     if (head < 0)
@@ -158,9 +163,10 @@ static inline uint32_t pr_app_collect(struct pr_app *a, struct pr_pool *pool, st
         n = pr_app_read(a, out, got, d); /* read anew: only this copy is looked at from here on */
     if (n) {
         pr_store(&k->hwcur, pr_ahead(&a->tx, begun, n)); /* before the first buffer is taken: at most once */
+        pr_app_check(a, pool, d, n, wrong);
         for (uint32_t i = 0, slots; i < n; i += slots) {
             slots = pr_app_chain(d + i, n - i);
-            used += pr_app_one(a, pool, pr_ahead(&a->tx, begun, i), d + i, slots, spare + used, out);
+            used += pr_app_one(a, pool, pr_ahead(&a->tx, begun, i), d + i, slots, wrong + i, spare + used, out);
         }
         k->hwtail = pr_prev(&a->tx, k->hwcur);
         pr_store(&a->tx.ring->tail, k->hwtail); /* pairs with the app's acquire of tail */
@@ -216,7 +222,21 @@ static inline void pr_app_mend(struct pr_app *a, struct pr_pool *pool)
     a->fill = rx->hwtail;
     a->need = pr_app_told(&a->tx)->need + 1;
     a->rung = ~pr_app_asks(&a->rx)->need; /* whoever died between publish and kick left a sleeper */
-    pr_app_ring(a);
+    pr_app_tell(a, PR_APP_LIVE);
+}
+
+/* A worker takes hold of the app. 0 = it is not to be served: it is leaving, in quarantine, or another has its place. */
+static inline int pr_app_begin(struct pr_app *a, struct pr_pool *pool)
+{
+    __atomic_store_n(&a->side->held, a->generation, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* pairs with the controller's exchange of the state */
+    if (pr_load(&a->rec->state) == PR_APP_LIVE && pr_load(&a->rec->generation) == a->generation) {
+        pr_app_mend(a, pool);
+        return 1;
+    }
+    a->gone = 1;
+    pr_store(&a->side->seen, a->generation);
+    return 0;
 }
 
 #endif

@@ -71,18 +71,22 @@ static PyObject *records_set_state(PyObject *self, PyObject *args)
     struct pr_app_record *r;
     if (!PyArg_ParseTuple(args, "II", &place, &state) || !(r = record(self, place)))
         return NULL;
-    __atomic_exchange_n(&r->state, state, __ATOMIC_ACQ_REL); /* a worker may be just at quarantine */
+    __atomic_exchange_n(&r->state, state, __ATOMIC_SEQ_CST); /* a worker may be just at quarantine, or taking hold */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     Py_RETURN_NONE;
 }
 
-/* seen(place, side) -> has that worker let go of this generation? */
+/* seen(place, side) -> is that worker without a hold on this generation? Asked after the state was set. */
 static PyObject *records_seen(PyObject *self, PyObject *args)
 {
     unsigned place, side;
     struct pr_app_record *r;
     if (!PyArg_ParseTuple(args, "II", &place, &side) || !(r = record(self, place)))
         return NULL;
-    return PyBool_FromLong(side < PR_APP_SIDES && pr_load(&r->side[side].seen) == r->generation);
+    if (side >= PR_APP_SIDES)
+        return PyErr_Format(PyExc_IndexError, "worker %u", side);
+    uint32_t held = __atomic_load_n(&r->side[side].held, __ATOMIC_SEQ_CST);
+    return PyBool_FromLong(held != r->generation || pr_load(&r->side[side].seen) == r->generation);
 }
 
 static PyObject *side_faults(const struct pr_app_record *r)
@@ -219,6 +223,7 @@ static PyMemberDef appdev_members[] = {
     {"device", T_OBJECT_EX, offsetof(AppDevice, device), READONLY, "the capsule to bind rings to"},
     {"rx_fd", T_INT, offsetof(AppDevice, d.dev.rx_fd), READONLY, "readable while there is something to receive"},
     {"tx_fd", T_INT, offsetof(AppDevice, d.dev.tx_fd), READONLY, "the socket to the worker"},
+    {"error", T_INT, offsetof(AppDevice, d.dev.error), READONLY, "EPERM: in quarantine, ESHUTDOWN: let go, 0 = served"},
     {NULL, 0, 0, 0, NULL},
 };
 

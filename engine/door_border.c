@@ -36,16 +36,16 @@ static int app_filter(struct pr_app *a, PyObject *filter)
     return bytes % (Py_ssize_t)sizeof(struct sock_filter) == 0 && (!bytes || pr_filter_check(a->filter, a->n_filter) == 0);
 }
 
-/* App(records, place, worker, view, rx, tx, bell, filter, whole): the rings of the pair as they stand; see mend(). */
+/* App(records, place, worker, view, rx, tx, bell, filter, generation, whole): the rings of the pair as they stand; see begin(). */
 static int app_init(PyObject *self, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"records", "place", "worker", "view", "rx", "tx", "bell", "filter", "whole", NULL};
+    static char *names[] = {"records", "place", "worker", "view", "rx", "tx", "bell", "filter", "generation", "whole", NULL};
     App *o = (App *)self;
     PyObject *view, *rx, *tx, *filter;
-    unsigned place, worker;
+    unsigned place, worker, generation;
     int bell, whole = 0;
-    if (o->kept || !PyArg_ParseTupleAndKeywords(args, kw, "w*IIOOOiS|p", names, &o->records, &place, &worker, &view, &rx,
-                                                &tx, &bell, &filter, &whole))
+    if (o->kept || !PyArg_ParseTupleAndKeywords(args, kw, "w*IIOOOiSI|p", names, &o->records, &place, &worker, &view,
+                                                &rx, &tx, &bell, &filter, &generation, &whole))
         return -1;
     const struct pr_region *rg = pr_borrowed(view, PR_REGION_CAPSULE);
     const struct pr_ringh *r = rg ? pr_borrowed(rx, PR_RINGH_CAPSULE) : NULL, *t = r ? pr_borrowed(tx, PR_RINGH_CAPSULE) : NULL;
@@ -58,7 +58,7 @@ static int app_init(PyObject *self, PyObject *args, PyObject *kw)
     }
     struct pr_app_record *rec = (struct pr_app_record *)o->records.buf + place;
     o->a = (struct pr_app){.rec = rec, .side = &rec->side[worker % PR_APP_SIDES], .rx = *r, .tx = *t, .rg = rg,
-                           .generation = rec->generation, .id = rec->id, .port = rec->port, .bell = bell,
+                           .generation = generation, .id = rec->id, .port = rec->port, .bell = bell,
                            .trusted = rec->trusted != 0, .consume = rec->mode == PR_APP_CONSUME, .whole = whole != 0,
                            .fill = r->k->hwtail};
     if (app_fits(&o->a, worker) && app_filter(&o->a, filter))
@@ -159,13 +159,10 @@ static PyObject *app_collect(PyObject *self, PyObject *pool)
     return list;
 }
 
-static PyObject *app_mend(PyObject *self, PyObject *pool)
+static PyObject *app_begin(PyObject *self, PyObject *pool)
 {
     struct pr_pool *p = pr_borrowed(pool, PR_POOL_CAPSULE);
-    if (!p)
-        return NULL;
-    pr_app_mend(&((App *)self)->a, p);
-    Py_RETURN_NONE;
+    return p ? PyBool_FromLong(pr_app_begin(&((App *)self)->a, p)) : NULL;
 }
 
 static PyObject *app_arm(PyObject *self, PyObject *unused)
@@ -191,7 +188,7 @@ static PyMethodDef app_methods[] = {
     {"turn", app_turn, METH_NOARGS, "turn() -> bool: is it to be served?"},
     {"offer", app_offer, METH_VARARGS, "offer(pool, frames, give=False) -> how many it took, published"},
     {"collect", app_collect, METH_O, "collect(pool) -> [bytes]: a burst of what it sent"},
-    {"mend", app_mend, METH_O, "mend(pool): go on where a predecessor stopped, or begin"},
+    {"begin", app_begin, METH_O, "begin(pool) -> bool: take hold, mend what a predecessor left; False = it is not to be served"},
     {"arm", app_arm, METH_NOARGS, "arm() -> bool: have it ring; is there something already?"},
     {"heard", app_heard, METH_NOARGS, "heard() -> the bell, -1 when it is of no use any more"},
     {NULL, NULL, 0, NULL},
@@ -213,7 +210,7 @@ static PyTypeObject app_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.engine._engine.App",
     .tp_basicsize = sizeof(App),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "App(records, place, worker, view, rx, tx, bell, filter, whole=False): a worker's side of an app",
+    .tp_doc = "App(records, place, worker, view, rx, tx, bell, filter, generation, whole=False): a worker's side of an app",
     .tp_new = PyType_GenericNew,
     .tp_init = app_init,
     .tp_dealloc = app_dealloc,
