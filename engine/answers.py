@@ -48,6 +48,7 @@ class Answers:
         return {
             "ping": Verb(lambda peer, body, fds: {}, public=True),
             "status": Verb(lambda peer, body, fds: self._c.status(), public=True),
+            "ports": Verb(self.ports, public=True),
             "attach": Verb(self.attach, public=True),
             "down": Verb(self.down),
             "reload": Verb(lambda peer, body, fds: self._c.reload()),
@@ -62,6 +63,11 @@ class Answers:
         }
 
     # ---- the engine ----
+
+    def ports(self, peer: Peer, body: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """What this engine owns."""
+        facts = {port.name: port.device.facts() for port in self._c.plan.ports}
+        return {"ports": [{"name": n, "interface": f.get("interface", ""), "ifindex": f.get("ifindex", 0)} for n, f in facts.items()]}
 
     def down(self, peer: Peer, body: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Stop; the answer is what was carried."""

@@ -42,10 +42,19 @@ SEND_BYTES = 8192  # of unread answers in the kernel, about, of one connection
 
 @dataclass
 class Answer:
-    """What a handler answers: `body` as JSON, and descriptors, of which the receiver gets copies. A large body goes by memfd by itself."""
+    """What a handler answers: `body` as JSON, and descriptors, of which the receiver gets copies; `close`: ours are closed then.
+
+    A large body goes by memfd by itself.
+    """
 
     body: dict[str, Any] = field(default_factory=dict)
     fds: Sequence[int] = ()
+    close: bool = False
+
+    def done(self) -> None:
+        """It has gone, or nobody wants it any more."""
+        if self.close:
+            wire.closed(self.fds)
 
 
 class Later:
@@ -59,7 +68,7 @@ class Later:
     def give(self, answer: Answer | dict[str, Any] | Error) -> None:
         """Answer now."""
         if self.gone:
-            return
+            return _done(answer)
         if self._deliver:
             self.gone = True
             self._deliver(answer)
@@ -321,7 +330,7 @@ class Server:
         except Exception as why:  # a defect of ours must not end the engine for everybody
             got = self._defect(why)
         if not connection.open:
-            return
+            return _done(got)
         if isinstance(got, Later):
             self._wait(connection, got)
         else:
@@ -371,8 +380,7 @@ class Server:
             self._answer(connection, self._defect(why))
         finally:
             wire.closed(made)
-            if isinstance(got, Answer) and got.close:
-                wire.closed(got.fds)
+            _done(got)
 
     def _flush(self, connection: Connection) -> None:
         assert connection.unsent
@@ -400,10 +408,11 @@ class Server:
         if used.memory + memory > self.quota.memory:
             text = f"uid={peer.uid} has {used.memory} bytes and wants {memory}: {self.quota.memory} a user are allowed"
             raise Error("E_QUOTA", f"{text}, ask for fewer or shorter rings")
-        connection.pidfd = pidfd_of(connection.sock, peer.pid)
-        if connection.pidfd:
-            self._by_fd[connection.pidfd.fd] = connection
-            self._epoll.register(connection.pidfd, select.EPOLLIN)
+        if pidfd := pidfd_of(connection.sock, peer.pid):
+            _spare_fds(pidfd.fd)
+            connection.pidfd = pidfd
+            self._by_fd[pidfd.fd] = connection
+            self._epoll.register(pidfd, select.EPOLLIN)
         peer.attached, peer.memory = True, memory
         used.apps += 1
         used.memory += memory
@@ -480,16 +489,20 @@ class Server:
             self._on_gone(connection.peer)
 
 
+def _done(got: object) -> None:
+    if isinstance(got, Answer):
+        got.done()
+
+
 def _packed(request: int, got: Answer | Error) -> tuple[bytes, list[int]]:
     """An answer as bytes, and the memfd that holds its body if it is a large one."""
     if isinstance(got, Error):
-        raw = wire.dumps({"code": got.code, "text": got.text[: wire.ROOM // 8]})  # \\uXXXX: six bytes a character
-        return wire.encode("answer", raw, request=request, flags=wire.ANSWER | wire.REFUSED), []
+        return wire.encode("answer", wire.refusal(got), request=request, flags=wire.ANSWER | wire.REFUSED), []
     raw = wire.dumps(got.body)
-    if len(raw) <= wire.ROOM:
-        return wire.encode("answer", raw, request=request, flags=wire.ANSWER), []
     if len(raw) > wire.MAX_ANSWER or len(got.fds) >= wire.MAX_ANSWER_FDS:
         raise ValueError(f"an answer of {len(raw)} bytes with {len(got.fds)} descriptors")
+    if len(raw) <= wire.ROOM:
+        return wire.encode("answer", raw, request=request, flags=wire.ANSWER), []
     return wire.encode("answer", b"", request=request, flags=wire.ANSWER | wire.IN_MEMFD), [wire.sealed(raw)]
 
 

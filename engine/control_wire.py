@@ -101,6 +101,12 @@ def dumps(body: dict[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
+def refusal(why: Error) -> bytes:
+    """A refusal as bytes, whatever its text is: a character may need six of them."""
+    body = {"code": why.code, "text": why.text[: ROOM // 8]}
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+
+
 def loads(raw: bytes) -> dict[str, Any]:
     """A body from bytes. Raises E_CTRL_MSG."""
     try:

@@ -73,6 +73,7 @@ class Controller:
             self.plan = self._adopted() or self._opened()
             try:
                 self._serve(tell)
+                tell({"carried": self.status()})
             finally:
                 self._end()
         finally:

@@ -38,6 +38,7 @@ class Supervisor:
         self._tell = tell
         self._owner = owner
         self._controller = 0
+        self._half = b""  # a line that has not come whole
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._stopping = False
 
@@ -69,7 +70,7 @@ class Supervisor:
             if said in ready:
                 said = self._listen(said)
             for status in self._reap():
-                if said >= 0 and select.select([said], [], [], 0)[0]:  # its workers may hold the other end too
+                while said >= 0 and select.select([said], [], [], 0)[0]:  # its workers may hold the other end too
                     said = self._listen(said)
                 if os.WIFEXITED(status):
                     return os.WEXITSTATUS(status)
@@ -78,6 +79,7 @@ class Supervisor:
                 self._pause()
                 if said >= 0:
                     os.close(said)
+                self._half = b""
                 said = self._start(adopt=True)
 
     def _start(self, *, adopt: bool) -> int:
@@ -106,9 +108,10 @@ class Supervisor:
             os._exit(status)
 
     def _listen(self, said: int) -> int:
-        """Pass on what the controller says; -1 when it has said it all."""
+        """Pass on what the controller says, a line each; -1 when it has said it all."""
         text = os.read(said, 65536)
-        for line in text.splitlines():
+        *lines, self._half = (self._half + text).split(b"\n")
+        for line in lines:
             self._tell(json.loads(line))
         if text:
             return said

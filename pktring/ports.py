@@ -68,14 +68,31 @@ def parse(text: str, find: Callable[[str, str | None], Any], **given: str) -> Po
     return PortName("af_packet", base, options, "an interface, and this version has no faster driver for those")
 
 
-def open(name: str, *, region: Region | None = None, directions: str = "rxtx", yes: bool = False, **keys: Any) -> Port:
+def open(
+    name: str,
+    *,
+    region: Region | None = None,
+    directions: str = "rxtx",
+    yes: bool = False,
+    engine: str | None = None,
+    filter: str = "",
+    **keys: Any,
+) -> Port:
     """Open a port by name; keyword arguments are the same keys as behind the `?`.
+
+    What a running engine owns is attached to: copies of the frames that match `filter` (pcap-filter(7)), with take=1 the frames
+    themselves. `engine` names one of several, whose ports may then be given by the names of its configuration.
 
     Watching unless `take=1`. Without `region` the port's rings lie in this process's own region, shared by all ports it
     opens. `directions`: rx, tx or rxtx. `yes` takes an interface even if this host is reached through it.
     Raises E_NO_INTERFACE, E_PORT, E_OPTION, E_PERM, E_WOULD_CUT_HOST and what the driver and the region raise.
     """
-    port = _known(name, {k: _text(v) for k, v in keys.items() if v is not None})
+    given = {k: _text(v) for k, v in keys.items() if v is not None}
+    if region is None and (owner := _owner_of(name, engine)):
+        from pktring.attaching import open_attached
+
+        return open_attached(*owner, dict(parse_qsl(name.partition("?")[2])) | given, filter)
+    port = _known(name, given)
     options = port.options
     wanted = _wanted(port, directions=directions, port_number=next(_numbers) & 0xFFFF, yes=yes)
     directions = wanted.directions
@@ -95,6 +112,16 @@ def open(name: str, *, region: Region | None = None, directions: str = "rxtx", y
     _users[home] = _users.get(home, 0) + 1
     opened.carry_whole(options.get("gso") == "whole")
     return opened
+
+
+def _owner_of(name: str, engine: str | None) -> Any:
+    """The engine that owns it, if there is any engine at all: asking costs an import."""
+    places = [os.environ.get("PKTRING_RUNDIR"), "/run/pktring", os.environ.get("XDG_RUNTIME_DIR", "") + "/pktring", f"/tmp/pktring-{os.geteuid()}"]
+    if engine is None and not any(place and os.path.isdir(place) for place in places):
+        return None
+    from pktring.attaching import owner_of
+
+    return owner_of(name, engine)
 
 
 def open_device(
