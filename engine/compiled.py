@@ -33,13 +33,14 @@ BATCH = np.dtype(
     align=True,
 )
 
-# What the function may ask for by the names of its parameters, and where the loop gets it.
+# What the function may ask for by the names of its parameters, and where the loop gets it. Signed, all but the bytes:
+# -length is then what it is in Python.
 PARAMETERS = {
     "frame": "carray(pointer(frames[i]), lengths[i], uint8)",
-    "length": "whole_lengths[i]",
-    "port": "ports[i]",
-    "timestamp": "timestamps[i]",
-    "hash": "hashes[i]",
+    "length": "int64(whole_lengths[i])",
+    "port": "int64(ports[i])",
+    "timestamp": "int64(timestamps[i])",
+    "hash": "int64(hashes[i])",
     "state": "state",
 }
 
@@ -103,7 +104,7 @@ def compiled(function: Callable[..., Any] | None = None, *, to: Any = None, stat
     whole frame), `port` (number of the one it came in by), `timestamp` (ns), `hash` (of its flow, 0 = none), `state`.
     With `to`, the name of a port, it returns True (the frame leaves by it) or False (it ends here); where `to` is a list
     of ports, an index into that, or -1; without, a port's number or -1. None ends the frame, always. An index outside of
-    `frame` and the like raise: the frame ends and is counted.
+    `frame` and the like raise: the frame ends and is counted. All are signed but the bytes, as in numpy: int(frame[0]) - 1.
     `state`: an array that the calls share. Each worker has its own from its start on, unless it lies in shared memory.
     """
     if function is None:
@@ -150,7 +151,7 @@ def _compile(function: Callable[..., Any], arguments: list[str], state: np.ndarr
         "verdict": verdict,
         "shape": state.shape,
         "state_type": state.dtype,
-        **{kind: getattr(types, kind) for kind in ("uint8", "uint16", "uint32", "uint64", "int32")},
+        **{kind: getattr(types, kind) for kind in ("uint8", "uint16", "uint32", "uint64", "int32", "int64")},
     }
     exec(LOOP.format(arguments=", ".join(PARAMETERS[word] for word in arguments)), names)
     return numba.cfunc(types.void(types.CPointer(numba.from_dtype(BATCH))))(names["run"])

@@ -1,12 +1,13 @@
 """Handlers that are compiled: what the function may ask for and return, what it may not, and that its mistakes stay its own."""
 
 import builtins
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from inhand import PORTS, ROOM, Bench
 
@@ -73,11 +74,11 @@ def test_every_fact_is_there_by_its_name(bench):
         for byte in frame:
             row[5] += byte
 
-    facts = {"port": list(range(5)), "timestamp": [2**63 + i for i in range(5)], "hash": [None, 2**32 - 1, 3, None, 5]}
+    facts = {"port": list(range(5)), "timestamp": [2**62 + i for i in range(5)], "hash": [None, 2**32 - 1, 3, None, 5]}
     assert bench.verdicts(handler, FRAMES, **facts) == [DONE] * 5
     first = [frame[:ROOM] for frame in FRAMES]
     hashes = [0, 2**32 - 1, 3, 0, 5]
-    expected = [[len(f), len(w), i, 2**63 + i, hashes[i], sum(f)] for i, (f, w) in enumerate(zip(first, FRAMES, strict=True))]
+    expected = [[len(f), len(w), i, 2**62 + i, hashes[i], sum(f)] for i, (f, w) in enumerate(zip(first, FRAMES, strict=True))]
     assert state.tolist() == expected
 
 
@@ -98,6 +99,7 @@ def picky(frame, length):
 
 @needs_numba
 @settings(deadline=None, max_examples=60)
+@example(frames=[b"\0\0\0\2\0\1"])
 @given(frames=st.lists(st.binary(max_size=ROOM + 20), min_size=1, max_size=20))
 def test_it_decides_as_the_python_function_does(shared, frames):
     for proto, handler in enumerate((summing, picky)):
@@ -265,3 +267,14 @@ def test_the_structure_is_that_of_the_header():
         int fact(int i) {{ return (int)facts[i]; }}"""
     fact = ckernel.load(source).fact
     assert [fact(i) for i in range(len(BATCH.names) + 1)] == [*(BATCH.fields[name][1] for name in BATCH.names), BATCH.itemsize]
+
+
+@needs_numba
+def test_a_process_that_is_forked_later_has_the_machine_code_already(bench):
+    address = resolve(web, PORTS).address
+    child = os.fork()
+    if not child:
+        same = resolve(web, PORTS).address == address and bench.verdicts(web, [b"", b"abc"]) == [DONE, DONE]
+        bench.hand.free()
+        os._exit(0 if same and bench.stats()["batches"] == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
