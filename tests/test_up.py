@@ -2,13 +2,23 @@
 
 import argparse
 import json
+import os
+import pathlib
 import re
 import signal
+import socket
+import subprocess
+import tempfile
+import urllib.request
 
 import pytest
 import statuses
-from command import answer, pktring, refused
+from command import COMMAND, answer, pktring, refused
+from engine_lab import FORWARD, running
+from live import middle
 from posing import posing
+from prometheus_client.parser import text_string_to_metric_families
+from pyroute2 import IPRoute
 
 from pktring.shm.errors import Error
 from pktring.tools import down, sysctl
@@ -208,3 +218,106 @@ def test_a_sysctl_is_written_and_read(pose):
     assert pktring("sysctl", "net.isr.dispatch=direct", env=pose.env).stdout == "net.isr.dispatch: hybrid -> direct\n"
     assert pktring("sysctl", "-n", "net.isr.dispatch", env=pose.env).stdout == "direct\n"
     assert answer(pktring("sysctl", "--json", "net.isr.max", env=pose.env)) == {"net.isr.maxthreads": 2, "net.isr.maxqlimit": 10240}
+
+
+# ---- an engine that carries frames ----
+
+METRICS = '[metrics]\nlisten = "127.0.0.1:9469"\n'
+FRAMES = [b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01\x88\xb5" + bytes([i]) * 50 for i in range(100)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with middle() as net, running(net, FORWARD + METRICS) as made:
+        with net.lab.inside(net.fa.netns):
+            up("lo")
+        with net.lab.listening(net.b) as ear:
+            net.lab.send(net.a, FRAMES)
+            assert len(ear.take(len(FRAMES), 10)) == len(FRAMES)
+        yield made
+
+
+def up(name):
+    with IPRoute() as ipr:
+        ipr.link("set", index=socket.if_nametoindex(name), state="up")
+
+
+@pytest.mark.needs("root")
+def test_ps_shows_a_running_engine_and_what_its_workers_may_do(engine):
+    (one,) = engine.ask("ps")
+    assert (one["name"], one["state"], one["ports"], len(one["workers"])) == ("t", "running", ["left", "right"], 2)
+    assert one["pid"] == engine.child.pid
+    assert all(w["capabilities"] == [] and w["seccomp"] == "filter" for w in one["workers"])
+    assert "capabilities none, seccomp filter" in engine.run("ps", "-v").stdout
+
+
+@pytest.mark.needs("root")
+def test_stat_counts_what_was_carried(engine):
+    status = engine.status()
+    assert status["ports"]["left"]["counters"]["rx_frames"] == 100 == status["ports"]["right"]["counters"]["tx_frames"]
+    lines = [line.split() for line in engine.run("stat").stdout.splitlines()]
+    assert ["left", "rx", "100", "6400", "0"] in [line[:5] for line in lines] and ["tx", "100", "6400", "0"] in lines
+
+
+@pytest.mark.needs("root")
+def test_stat_Q_of_a_running_engine(engine):
+    page = engine.run("stat", "-Q").stdout.splitlines()
+    assert page[2] == "Thread count                         2            2"
+    assert page[4].split() == ["Dispatch", "policy", "direct", "n/a"]
+    assert engine.ask("stat", "-Q")["netisr"]["settings"]["numthreads"] == 2
+
+
+@pytest.mark.needs("root")
+def test_knobs_of_a_running_engine(engine):
+    assert engine.run("sysctl", "net.isr.dispatch=hybrid").stdout == "net.isr.dispatch: direct -> hybrid\n"
+    assert engine.ask("sysctl", "net.isr.dispatch") == {"net.isr.dispatch": "hybrid"}
+    assert len(engine.ask("sysctl")) > 20
+    got = engine.run("sysctl", "net.isr.dispach=1")
+    assert got.returncode == 2 and "did you mean net.isr.dispatch?" in got.stderr.splitlines()[-1]
+
+
+@pytest.mark.needs("root")
+def test_metrics_of_a_running_engine_are_its_counters(engine):
+    with engine.net.lab.inside(engine.net.fa.netns), urllib.request.urlopen("http://127.0.0.1:9469/metrics", timeout=10) as answer_:
+        families = text_string_to_metric_families(answer_.read().decode())
+    found = {(s.name, s.labels.get("port"), s.labels.get("direction")): s.value for f in families for s in f.samples}
+    assert found["pktring_port_frames_total", "left", "rx"] == 100 == found["pktring_port_frames_total", "right", "tx"]
+    assert found["pktring_up", None, None] == 1
+
+
+@pytest.mark.needs("root")
+def test_top_goes_on_over_the_death_of_a_controller(engine):
+    watching = subprocess.Popen([*COMMAND, "top", "--every", "0.3", "--duration", "5"], env=engine.env, stdout=subprocess.PIPE, text=True)
+    os.kill(engine.controller(), signal.SIGKILL)
+    engine.told("I_ADOPTED", timeout_s=10)
+    out, _ = watching.communicate(timeout=20)
+    assert watching.returncode == 0 and len(out.splitlines()) > 10
+
+
+@pytest.mark.needs("root")
+def test_down_ends_up_and_its_metrics():
+    with middle() as net, running(net, FORWARD + METRICS) as made:
+        with net.lab.inside(net.fa.netns):
+            up("lo")
+        got = made.ask("down")
+        assert set(got["ports"]) == {"left", "right"}
+        assert made.child.wait(10) == 0
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "duration"])
+def test_up_ends_cleanly(how):
+    flags = ["--duration", "0.5"] if how == "duration" else []
+    with middle() as net, running(net, FORWARD, *flags) as made:
+        if how != "duration":
+            made.child.send_signal(getattr(signal, how))
+        assert made.child.wait(10) == 0
+
+
+@pytest.mark.needs("root")
+def test_metrics_that_cannot_be_listened_for_end_the_engine():
+    with middle() as net, tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder, "e.toml")
+        config.write_text(FORWARD + METRICS.replace("127.0.0.1", "192.0.2.1"))
+        got = pktring("up", config, lab=net.lab, netns=net.fa.netns, env={**os.environ, "PKTRING_RUNDIR": f"{folder}/run"})
+    assert got.returncode == 1 and got.stderr.splitlines()[-1].startswith("pktring: E_METRICS_LISTEN [metrics] listen = '192.0.2.1:9469'")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pktring.shm.errors import Error
 
-from . import cli
+from . import cli, down, metrics
 
 if TYPE_CHECKING:
+    import subprocess
+
     from pktring.engine.config import Config
 
 EXAMPLES = """\
@@ -96,48 +99,62 @@ def _print(args: argparse.Namespace, config: Config) -> int:
 
 
 def _run(args: argparse.Namespace, config: Config, stop: cli.Stop) -> int:
-    """Be the engine's supervisor until its end; with --json what it carried is printed then."""
+    """Be the engine's supervisor until its end, and say what it carried if its controller could tell."""
     import pktring
 
-    life = _Life(args, config, stop)
-    status = pktring.Engine(args.config).run(life.hear)
+    engine = pktring.Engine(args.config)
+    if args.yes:
+        engine.config = replace(engine.config, yes=True)
+    with _Life(args, config, stop) as life:
+        status = engine.run(life.hear)
     if life.refused:
         raise life.refused
     if args.json:
-        cli.result({"name": config.name, "status": status})
+        cli.result(life.carried or {"name": config.name})
+    elif life.carried:
+        print("\n".join(down.lines(life.carried)))
     return status
 
 
 class _Life:
-    """What the supervisor hears of the first controller: that it is ready, or why it is not."""
+    """What the supervisor hears of its controllers, each of which says when it is ready; and the metrics, while it lives."""
 
     def __init__(self, args: argparse.Namespace, config: Config, stop: cli.Stop):
         self.refused: Error | None = None
-        self._args, self._config, self._stop = args, config, stop
+        self.carried: dict[str, Any] | None = None
+        self._args, self._listen, self._stop = args, config.metrics.listen, stop
+        self._metrics: subprocess.Popen[str] | None = None
+        self._ready = False
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Called in the supervisor's loop."""
+        """Take in a message. Called in the supervisor's loop."""
         if "error" in message:
             self.refused = Error(*message["error"])
-        if "ready" in message:
-            self._ready(message["ready"])
+        if "carried" in message:
+            self.carried = down.carried(message["carried"])
+        if "ready" in message and not self._ready:
+            self._ready = True
+            self._begin(message["ready"]["control"])
 
-    def _ready(self, ready: dict[str, Any]) -> None:
-        listen = self._config.metrics.listen
-        if listen:
-            self._measure(listen, ready["control"])
-        if self._stop:  # it was asked for before the supervisor listened
-            os.kill(os.getpid(), signal.SIGTERM)
+    def _begin(self, control: str) -> None:
+        try:
+            self._metrics = metrics.start(self._listen, control) if self._listen else None
+        except Error as error:  # an engine whose metrics nobody can read is not what was asked for
+            self.refused = error
+        if self._stop or self.refused:  # the end was asked for before the supervisor listened
+            _end()
         elif self._args.duration:
-            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            signal.signal(signal.SIGALRM, lambda *_: _end())
             signal.setitimer(signal.ITIMER_REAL, self._args.duration)
 
-    def _measure(self, listen: str, control: str) -> None:
-        """An engine that cannot tell its metrics does not start."""
-        from . import metrics
+    def __enter__(self) -> _Life:
+        return self
 
-        try:
-            metrics.start(listen, control)
-        except Error as error:
-            self.refused = error
-            os.kill(os.getpid(), signal.SIGTERM)
+    def __exit__(self, *_: object) -> None:
+        if self._metrics:
+            self._metrics.terminate()
+            self._metrics.wait()
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
