@@ -148,7 +148,7 @@ class Netisr(_engine.Netisr):
     def number_of(self, proto: Any) -> int:
         """The number that a number, a well-known name or the name of a registration means. Raises Refused."""
         if isinstance(proto, str) and proto not in PROTOCOLS:
-            return next((n for n, name in self.registered().items() if name == proto), None) or number(proto)
+            proto = next((n for n, name in self.registered().items() if name == proto), proto)
         return number(proto)
 
     def _used(self, proto: Any) -> int:

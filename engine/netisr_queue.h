@@ -123,10 +123,16 @@ static inline void pr_netisr_free(struct pr_netisr_end *e, const struct pr_batch
         pr_hand_free(e->pool, desc, pr_netisr_gather(b, which, desc));
 }
 
+static inline void pr_netisr_stamp_one(struct pr_netisr_end *e, uint32_t proto, struct pr_meta *meta)
+{
+    const struct pr_netisr *v = &e->v;
+    meta->life = meta->port < PR_NETISR_PORTS ? (uint32_t)pr_netisr_look(&v->control->port[meta->port]) : 0;
+    meta->allowed = __atomic_load_n(&v->proto[proto].allowed[meta->life % PR_NETISR_VNETS], __ATOMIC_ACQUIRE);
+}
+
 /* Stamp the frames. Those whose vnet does not let the protocol in; holes are nobody's and vanish from *frames. */
 static inline uint64_t pr_netisr_stamp(struct pr_netisr_end *e, uint32_t proto, const struct pr_batch *b, uint64_t *frames)
 {
-    const struct pr_netisr *v = &e->v;
     uint32_t port = UINT32_MAX, life = 0, allowed = 0;
     uint64_t out = 0;
     for (uint32_t i = 0; i < b->n; i++) {
@@ -137,9 +143,8 @@ static inline uint64_t pr_netisr_stamp(struct pr_netisr_end *e, uint32_t proto, 
         }
         struct pr_meta *meta = pr_meta_of(e->rg, pr_desc_idx(d));
         if (meta->port != port) {
-            port = meta->port;
-            life = port < PR_NETISR_PORTS ? (uint32_t)pr_netisr_look(&v->control->port[port]) : 0;
-            allowed = __atomic_load_n(&v->proto[proto].allowed[life % PR_NETISR_VNETS], __ATOMIC_ACQUIRE);
+            pr_netisr_stamp_one(e, proto, meta);
+            port = meta->port, life = meta->life, allowed = meta->allowed;
         }
         meta->life = life;
         meta->allowed = allowed;
@@ -157,11 +162,14 @@ static inline uint64_t pr_netisr_place_all(struct pr_netisr_placing *p, struct p
         pr_classify_flows(p->e->rg, b, p->e->flows);
     for (*used = 0; frames; frames &= frames - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(frames);
-        uint32_t ws = pr_netisr_place(p, &b->desc[b->first[i]], (uint32_t)(b->first[i + 1] - b->first[i]));
+        uint64_t *desc = &b->desc[b->first[i]], was = *desc;
+        uint32_t ws = pr_netisr_place(p, desc, (uint32_t)(b->first[i + 1] - b->first[i]));
         if (ws == PR_KEPT) {
             kept |= 1ull << i;
             continue;
         }
+        if (*desc != was) /* another frame: it is let in, whatever its port is */
+            pr_netisr_stamp_one(p->e, p->proto, pr_meta_of(p->e->rg, pr_desc_idx(*desc)));
         if (!(*used >> ws & 1))
             to[ws] = 0;
         *used |= 1ull << ws;

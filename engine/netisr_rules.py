@@ -59,7 +59,7 @@ class Handler:
             object.__setattr__(self, "proto", PROTOCOLS.get(self.proto, self.proto))
 
     def describe(self) -> dict[str, Any]:
-        """Return the same as JSON can carry to another process, functions by their names. Raises E_HANDLER for one that it could not import."""
+        """Return the same as JSON can carry to another process, functions by their names. Raises E_HANDLER for one without a name."""
         from .handlers import importable_name
 
         given = {key: getattr(self, key) for key in ("handler", "m2flow", "m2cpuid", "drainedcpu")}

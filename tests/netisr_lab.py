@@ -1,10 +1,10 @@
 """Netisr in one process: a region, tables, and an end a worker and one for the controller, with every frame that a handler saw.
 
-    with Lab(workers=2) as lab:
-        lab.register("ip", 1, policy="flow")
-        lab.queue(0, 1, [b"a", b"b"])          # worker 0's end, protocol 1
-        lab.serve(1)
-        assert lab.seen == [(1, 1, b"b")]      # (workstream or producer that ran the handler, protocol, frame)
+with Lab(workers=2) as lab:
+    lab.register("ip", 1, policy="flow")
+    lab.queue(0, 1, [b"a", b"b"])          # worker 0's end, protocol 1
+    lab.serve(1)
+    assert lab.seen == [(1, 1, b"b")]      # (workstream or producer that ran the handler, protocol, frame)
 """
 
 import itertools
