@@ -302,32 +302,24 @@ class AfPacket(Device):
     def _rebind(self) -> bool:
         """Bind again after the interface came back under its name: the old sockets, with all they hold, can be.
 
-        But not to receive once they were in a fanout group, which only their end would take them out of. What is bound already, by
-        the one we adopted this from, stays as it is.
+        But not to receive once they were in a fanout group, which only their end would take them out of.
         """
-        self.link = replace(facts(self.interface, self.netns), up=False, carrier=False)  # when it is up, another event says so
+        self.link = facts(self.interface, self.netns)
         self._gone = False
-        deaf = [queue for queue in self.queues if queue.rx and not self._bound(queue.rx)]
-        renewed = bool(deaf) and self.n_queues > 1
+        renewed = self.n_queues > 1
         with netns.entered(self.netns):
             for queue in self.queues:
-                if not self._bound(queue.tx):
-                    self._bind(queue.tx, 0)
-            for queue in self.queues[: self.n_queues] if renewed else deaf:
-                self._replace(queue) if renewed else self._listen_again(queue)
+                self._bind(queue.tx, 0)
+                if queue.rx and renewed:
+                    self._replace(queue)
+                elif queue.rx:
+                    self._bind(queue.rx, ETH_P_ALL)
+                    self._listen_to_all(queue.rx)
         if renewed:
             self._fan_out()
         if self._drop:
             self._drop.follow(self.interface)
         return renewed
-
-    def _bound(self, sock: socket.socket) -> bool:
-        return sock.getsockname()[0] == self.interface
-
-    def _listen_again(self, queue: Queue) -> None:
-        assert queue.rx
-        self._listen_to_all(queue.rx)
-        self._bind(queue.rx, ETH_P_ALL)  # last: whoever finds it bound need not do the rest
 
     def _replace(self, queue: Queue) -> None:
         new, _, map_ = self._receiver(queue.piece)

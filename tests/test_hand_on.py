@@ -17,6 +17,7 @@ from lab import End, IPRoute, Lab
 
 from pktring import ports
 from pktring.drivers import link, pcap
+from pktring.drivers.af_packet import AfPacket
 from pktring.drivers.link import LinkWatch
 from pktring.drivers.netns import entered
 from pktring.drivers.tap import Tap
@@ -46,6 +47,9 @@ for line in sys.stdin:
         print(index, flush=True)
     elif line.startswith("take "):
         print(*numbers(region, ring, int(line.split()[1])), flush=True)
+    elif line.strip() == "count drops":
+        ring.stats()
+        print(flush=True)
     elif line.strip() == "send":
         index, ring = region.make_ring(TX, 256, "worker", 0, region.pool_of(1, 1))
         ring.bind(device.queues[0].device)
@@ -300,6 +304,36 @@ def test_an_interface_that_went_while_nobody_watched_is_waited_for(net, region, 
             receives(net, port, a, b, host)
 
 
+def test_a_carrier_that_the_dead_one_missed_is_there_for_the_heir(net, region):
+    """It went, and he told all who hold the device; it came while nobody watched. What was handed on is of before."""
+    a, b = net.pair()
+    with Opener(net, name=b.name + f"?netns={b.netns}") as opener:
+        net.change(a.netns, "va", state="down")
+        eventually(lambda: opener.follows())
+        opener.kill()
+        net.change(a.netns, "va", state="up")
+        net.running(b)
+        with adopted(opener, region) as port, net.listening(a) as ear:
+            assert told(port, "up") == ["up"]
+            assert port.send([numbered(1)]) == 1 and ear.take(1) == [numbered(1)]
+
+
+def test_a_device_handed_on_between_back_and_up_hears_that_it_is_up(net):
+    a, b = net.pair()
+    with contextlib.closing(AfPacket("vb", netns_name=b.netns)) as device, contextlib.closing(device.watch()) as watch:
+        net.delete(b.netns, "vb")
+        net.veth(a, b)
+        events = []
+        eventually(lambda: events.extend(watch.events()) or (events and events[-1].kind == "up"))
+        assert events[-2].kind == "back"
+        for event in events[:-1]:
+            device.follow(event)
+        assert not device.carrier
+        with contextlib.closing(copy_of(device)) as heir, contextlib.closing(heir.watch()) as again:
+            eventually(lambda: [heir.follow(event) for event in again.events()])
+            assert heir.carrier and device.carrier
+
+
 def test_a_device_that_was_handed_on_is_handed_on_again(net, region):
     a, b = net.pair()
     with Opener(net, name=b.name + f"?netns={b.netns}", queues=2, take=True, yes=True) as opener, Host(b) as host:
@@ -398,6 +432,28 @@ def test_an_heir_of_ring_and_device_goes_on_behind_the_last_frame_that_was_taken
                 assert ring.resume() == 0
                 net.send(end, [numbered(i) for i in range(200, 250)])
                 assert numbers(region, ring, 101, 0.5) == list(range(150, 250))
+                ring.bind(None)
+
+
+def test_drops_that_a_worker_counted_its_heir_does_not_count_again(net):
+    here = End(net.namespace(), "t0")
+    with Region.create(f"test-hand-on-{os.getpid()}", rings=8, slots=256, owners=2) as region:
+        with Opener(net, name=f"tap:t0?netns={here.netns}") as opener:
+            (index,) = map(int, opener.told(f"work in {region.name}"))
+            net.send(here, [numbered(0)], 1500)
+            opener.told("take 1")
+            opener.told("count drops")
+            counted = sum(row["drop_tap_queue"] for row in region.counters())
+            assert counted
+            opener.kill()
+            fds, opener.fds = opener.fds, []
+            device, watch = ports.adopt_device(opener.state, fds)  # of before they were counted
+            with contextlib.closing(device), contextlib.closing(watch):
+                ring = region.view.ring(index)
+                ring.bind(device.queues[0].device)
+                ring.resume()
+                ring.stats()
+                assert sum(row["drop_tap_queue"] for row in region.counters()) == counted
                 ring.bind(None)
 
 
@@ -539,8 +595,11 @@ def test_F5_a_tap_goes_on_in_another_process_and_its_carrier_never_drops(net, re
 
 
 def test_drops_of_a_tap_are_counted_once_by_opener_and_heir(net, region):
+    """And what was dropped before either came is not theirs."""
     here = End(net.namespace(), "t0")
-    with Opener(net, name=f"tap:t0?netns={here.netns}") as opener:
+    with contextlib.closing(Tap("t0", netns_name=here.netns, options={"persist": "1"})):
+        net.send(here, [numbered(0)], 1500)
+    with Opener(net, name=f"tap:t0?persist=0&netns={here.netns}") as opener:
         net.send(here, [numbered(0)], 1500)
         opener.kill()
         with adopted(opener, region) as port:

@@ -1,6 +1,7 @@
 """A taken interface gives the host nothing, AF_PACKET everything, and is the host's again whatever ends the taking."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import lab
 import pytest
 from lab import End, Lab
 
-from pktring.drivers import link, taking
+from pktring.drivers import link, netlink, taking
 from pktring.drivers.taking import HostDrop, would_cut_host
 from pktring.shm.errors import Error
 
@@ -213,6 +214,18 @@ def test_a_hook_that_went_with_its_interface_is_not_missed(net, ends):
         drop._chains = ["deleted-by-the-kernel"]  # as before Linux 6.16
         drop.follow("vb")
         assert not hears(net, a, b, sock)
+
+
+def test_an_answer_that_a_dead_taker_did_not_read_is_not_taken_for_ours(ends, monkeypatch):
+    """Each process numbers its requests from 1 on."""
+    _, b = ends
+    with HostDrop(b.name, b.netns) as drop:
+        monkeypatch.setattr(netlink, "_sequence", itertools.count(1))
+        drop._sock.send(b"".join(taking._batch(taking._del_chain(drop._table, "there is none"))))
+        monkeypatch.setattr(netlink, "_sequence", itertools.count(1))
+        state, fd = drop.hand_on()
+        with HostDrop.adopt(state, os.dup(fd)) as heir:
+            heir.follow(b.name)
 
 
 def test_to_follow_leaves_no_gap(net, ends):
