@@ -15,6 +15,7 @@ MAX_WORKERS = 64
 MAX_PROTO = 15
 NAMES = {"ip": 1, "igmp": 2, "route": 3, "arp": 4, "ether": 5, "ipv6": 6, "ip6": 6, "epair": 8, "ip-direct": 9, "ipv6-direct": 10}
 BUILT_IN = ("forward", "mirror", "drop", "count")
+WITH_PORT = ("forward", "mirror")  # forward:PORT, mirror or mirror:PORT
 DISPATCH = KNOBS["net.isr.dispatch"].words
 
 
@@ -164,12 +165,20 @@ def handler(value: Any) -> str:
     return str(value)
 
 
-def handler_or_built_in(value: Any) -> str:
-    """module:qualname, or the name of one of ours."""
-    try:
-        return value if isinstance(value, str) and value in BUILT_IN else handler(value)
-    except Bad as why:
-        raise Bad(f"{why} and none of {', '.join(BUILT_IN)}") from None
+def any_handler(value: Any) -> str:
+    """module:qualname, so:FILE:symbol, or one of ours with its port: the table in handlers.py."""
+    kind, colon, rest = value.partition(":") if isinstance(value, str) and value.isprintable() and len(value) <= 4096 else ("", "", "")
+    if kind == "so":
+        file, _, symbol = rest.rpartition(":")
+        right = bool(file) and symbol.isidentifier()
+    elif kind in BUILT_IN:
+        right = bool(rest) if colon else kind != "forward"
+        right = right and (kind in WITH_PORT or not colon)
+    else:
+        return handler(value)
+    if not right:
+        raise Bad(f"{shown(value)} is no handler")
+    return str(value)
 
 
 def no_handler_or(value: Any) -> str:
@@ -220,7 +229,12 @@ TABLES: dict[str, tuple[Key, ...]] = {
     ),
     "protocol": (
         Key("name", REQUIRED, _protocol_name, "its name in `pktring stat -Q`"),
-        Key("handler", REQUIRED, handler_or_built_in, f'"module:function", or one of {", ".join(BUILT_IN)}'),
+        Key(
+            "handler",
+            REQUIRED,
+            any_handler,
+            '"module:function", "so:FILE:symbol", "forward:PORT", "mirror", "mirror:PORT", "drop" or "count"',
+        ),
         Key("policy", REQUIRED, choice("source", "flow", "cpu"), "which workstream: source, flow or cpu"),
         Key("proto", None, whole(0, MAX_PROTO), f"its number (known: {', '.join(f'{name} {n}' for name, n in NAMES.items())})"),
         Key("qlimit", 0, whole(0, 65536), "frames a workstream queues, 0: net.isr.defaultqlimit"),

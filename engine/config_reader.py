@@ -15,7 +15,22 @@ from pktring.shm.errors import Error
 
 from . import config_rules, sysctl
 from . import filter as filters
-from .config_keys import ARRAYS, EVERY, MAX_PORTS, MAX_PROTO, MAX_RULES, NAMES, REQUIRED, TABLES, Bad, Key, port_name, shown
+from .config_keys import (
+    ARRAYS,
+    BUILT_IN,
+    EVERY,
+    MAX_PORTS,
+    MAX_PROTO,
+    MAX_RULES,
+    NAMES,
+    REQUIRED,
+    TABLES,
+    WITH_PORT,
+    Bad,
+    Key,
+    port_name,
+    shown,
+)
 from .config_keys import options as read_options
 from .config_toml import ConfigError, Path, line_of, lines
 from .config_types import Config, ForwardConfig, MetricsConfig, MirrorConfig, PortConfig, ProtocolConfig, cpus_of
@@ -53,7 +68,7 @@ class Reader:
         self._known_tables()
         engine = self._keys(("engine",), "engine", self._table("engine"))
         ports = self._ports()
-        protocols = tuple(self._protocol(path, said) for path, said in self._array("protocol"))
+        protocols = tuple(self._protocol(path, said, ports) for path, said in self._array("protocol"))
         knobs = self._sysctl([p.name for p in protocols if p])
         if DISPATCH in knobs:
             engine["dispatch"] = knobs.pop(DISPATCH)
@@ -239,15 +254,18 @@ class Reader:
         except Error as why:
             self._bad((*path, "filter"), why.text)
 
-    def _protocol(self, path: Path, said: dict[str, Any]) -> ProtocolConfig | None:
+    def _protocol(self, path: Path, said: dict[str, Any], ports: dict[str, PortConfig]) -> ProtocolConfig | None:
         keys = self._keys(path, "protocol", said)
         if keys["policy"] == "cpu" and not said.get("m2cpuid"):
             self._bad((*path, "policy"), "policy cpu needs m2cpuid: name the function that chooses")
         for callback, policy in (("m2flow", "flow"), ("m2cpuid", "cpu")):
             if keys[callback] and keys["policy"] not in (policy, None):
                 self._bad((*path, callback), f"{callback} is for policy {policy}, and this is {keys['policy']}: remove it")
+        kind, _, target = (keys["handler"] or "").partition(":")
+        if kind in WITH_PORT and target and target not in ports:
+            self._bad((*path, "handler"), f"no [port.{target}]: {_near(target, ports)}")
         for callback in ("handler", "m2flow", "m2cpuid", "drainedcpu"):
-            if keys[callback] and ":" in keys[callback]:
+            if keys[callback] and not (callback == "handler" and kind in BUILT_IN):
                 self._ask(self._check_handler, (*path, callback), keys[callback])
         if keys["proto"] is None and keys["name"] is not None and "proto" not in said:
             keys["proto"] = NAMES.get(keys["name"])

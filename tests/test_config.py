@@ -228,6 +228,7 @@ def test_both_ways_and_the_way_back_is_said_twice():
 
 def test_a_rule_that_no_frame_comes_to_is_a_warning():
     found = read(rule('from = "a"\nto = "b"') + '[[forward]]\nfrom = "a"\nto = "b"\nfilter = "arp"\n')
+    assert not read(rule('from = "a"\nto = "b"\nfilter = "arp"') + '[[forward]]\nfrom = "a"\nto = "b"\n').warnings
     assert found.warnings == ("W_RULE [[forward]] 2: no frame from a comes so far: all of them go to b before",)
 
 
@@ -290,7 +291,7 @@ def test_N_K1_protocols_have_their_numbers(name, proto):
         (protocol("proto = 16"), 5, ["0 to 15"]),
         (protocol("", "my ip"), 2, ["without a space"]),
         (protocol("", "x" * 32), 2, ["1 to 31 characters"]),
-        (protocol("", handler="f"), 3, ["module:function", "forward, mirror, drop, count"]),
+        (protocol("", handler="f"), 3, ["module:function", "forward:PORT"]),
         (protocol("", handler="m:<lambda>"), 3, ["module:function"]),
         (protocol("", handler="m:f.<locals>.g"), 3, ["module:function"]),
         (protocol("", handler="a-b:f"), 3, ["module:function"]),
@@ -307,6 +308,29 @@ def test_N_K1_protocols_have_their_numbers(name, proto):
 )
 def test_a_protocol_that_cannot_be(text, line, words):
     problem(text, line, *words)
+
+
+@pytest.mark.parametrize(
+    "handler", ["m:f", "a.b:C.f", "so:/lib/x.so:f", "so:./a b:c:f", "forward:a", "mirror", "mirror:b", "drop", "count"]
+)
+def test_a_handler_that_can_be(handler):
+    assert read(PORTS + protocol("", handler=handler)).protocols[0].handler == handler
+
+
+@pytest.mark.parametrize("handler", ["forward", "forward:", "mirror:", "drop:a", "count:a", "so:x", "so::f", "so:/x:1f", "so:/x:", ""])
+def test_a_handler_that_cannot_be(handler):
+    problem(PORTS + protocol("", handler=handler), 7, "[[protocol]] 1 handler", '"forward:PORT"')
+
+
+@pytest.mark.parametrize("handler", ["forward:aa", "mirror:aa"])
+def test_a_handler_to_a_port_that_is_not_there(handler):
+    problem(PORTS + protocol("", handler=handler), 7, "no [port.aa]: did you mean a?")
+
+
+def test_the_built_in_handlers_are_the_engines():
+    from pktring.engine import handlers
+
+    assert config_keys.BUILT_IN == handlers.BUILTINS
 
 
 def test_N_R8_drainedcpu_goes_with_any_policy():
@@ -355,7 +379,7 @@ def test_handlers_are_asked_about_and_may_fail_in_any_way():
         ("burst = 65", ["1 to 64"]),
         ("burst = 1e3", ["1000.0 is not a whole number"]),
         ("slots = 1", ["2 to 65536"]),
-        ("buffer_size = 2000", ["2000 is not a multiple of 64"]),
+        ("buffer_size = 2080", ["2080 is not a multiple of 64"]),
         ("buffer_size = 70000", ["512 to 65536"]),
         ('group = "a b"', ["name of a group"]),
         ("orphan_timeout = 5", ["no such key", "orphan_timeout_s"]),
@@ -451,6 +475,11 @@ def test_knobs_may_be_written_with_quotes_or_without():
 )
 def test_a_knob_that_cannot_be_set(line, words):
     problem(f"[sysctl]\n{line}", 2 + line.count("\n"), "[sysctl]", *words)
+
+
+def test_more_knobs_than_there_can_be():
+    with pytest.raises(ConfigError, match=r"edge.toml line 1: \[sysctl\] 300 knobs, 256 are the most: "):
+        read("[sysctl]\n" + "".join(f"net.pktqueue.q{n}.maxlen = 1\n" for n in range(300)))
 
 
 def test_queues_are_those_of_the_protocols():
@@ -680,6 +709,8 @@ def test_knobs_change_and_go_back_to_the_default():
         ("net.pktqueue.epair.maxlen", 6),
         ("dev.pktring.workers", len(os.sched_getaffinity(0))),
     )
+    back = changed("[sysctl]\nnet.pktqueue.epair.maxlen = 6", "[sysctl]\nnet.link.epair.netisr_maxqlen = 50")
+    assert ("net.pktqueue.epair.maxlen", 50) in back.sysctl
 
 
 def test_what_of_the_engine_changes_live():

@@ -252,6 +252,11 @@ def test_P_S2_an_unknown_hash_is_enoent(knobs, values, name):
     refused_write(knobs, values, "net.pktqueue.rps_hash", name, errno.ENOENT)
 
 
+def test_P_S2_a_name_that_is_too_long_is_einval(knobs, values):
+    refused_write(knobs, values, "net.pktqueue.rps_hash", "x" * 19, errno.ENOENT)
+    refused_write(knobs, values, "net.pktqueue.rps_hash", "x" * 20, errno.EINVAL)
+
+
 def test_P_S3_len_says_that_markers_do_not_count():
     assert "markers not" in KNOBS["net.pktqueue.<name>.len"].does
 
