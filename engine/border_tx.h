@@ -212,10 +212,11 @@ static inline void pr_app_mend(struct pr_app *a, struct pr_pool *pool)
     struct pr_kring *rx = a->rx.k, *tx = a->tx.k;
     pr_app_mend_ring(a, pool, &a->rx, a->rx.n - pr_dist(&a->rx, rx->hwcur, rx->hwtail));
     pr_store(&a->rx.ring->tail, rx->hwtail);
-    pr_app_mend_ring(a, pool, &a->tx, pr_dist(&a->tx, tx->hwtail, tx->hwcur));
-    uint32_t lost = pr_dist(&a->tx, tx->hwtail, tx->hwcur) - 1;
-    if (lost) {
-        pr_app_count(a->side, PR_AC_drop_crash, lost);
+    uint32_t mine = pr_dist(&a->tx, tx->hwtail, tx->hwcur); /* the slot before hwcur, and a burst in hand, if there was one */
+    mine = mine ? mine : a->tx.n;                           /* of a ring that was full */
+    pr_app_mend_ring(a, pool, &a->tx, mine);
+    if (mine > 1) {
+        pr_app_count(a->side, PR_AC_drop_crash, mine - 1);
         tx->hwtail = pr_prev(&a->tx, tx->hwcur);
     }
     pr_store(&a->tx.ring->tail, tx->hwtail);

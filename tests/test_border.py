@@ -172,7 +172,7 @@ def test_a_17th_app_is_refused_and_what_was_half_made_is_taken_back():
 
 @KINDS
 @pytest.mark.parametrize("word", [HEAD, CUR], ids=["head", "cur"])
-@pytest.mark.parametrize(("direction", "value"), [*itertools.product(("rx", "tx"), (64, 1 << 31, 0xFFFF0000, 0xFFFFFFFF)), ("rx", "behind")])
+@pytest.mark.parametrize(("direction", "value"), [*itertools.product(("rx", "tx"), (64, 1 << 31, 0xFFFF0000, 2**32 - 1)), ("rx", "behind")])
 def test_R_F7_garbage_in_a_cursor_is_quarantine_at_once(border, uid, direction, word, value):
     app, port = border.attach(uid=uid)
     well, neighbour = border.attach(uid=uid)
