@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+import socket
 import threading
 import time
 
@@ -272,6 +273,31 @@ def test_several_queues_share_the_flows_and_lose_nothing(lab, wire):
         per_ring = [row["rx_frames"] for row in port.region.counters() if row["row"].startswith(b.name) and " rx" in row["row"]]
         assert got == 640 == sum(per_ring)
         assert len(per_ring) == 2 and all(per_ring), per_ring
+
+
+def test_both_directions_of_a_flow_come_to_one_queue(lab, wire):
+    a, b = wire
+    with lab.inside(b.netns):
+        there = socket.socket(type=socket.SOCK_DGRAM)
+    with there:
+        there.bind((b.host, 7))
+        there.settimeout(2)
+        with opened(b, queues=4) as port:
+            for source in range(9000, 9032):
+                with lab.inside(a.netns), socket.socket(type=socket.SOCK_DGRAM) as asks:
+                    asks.bind((a.host, source))
+                    asks.sendto(b"?", (b.host, 7))
+                there.sendto(b"!", there.recvfrom(10)[1])
+            queues = {}
+            deadline = time.monotonic() + 2
+            while sum(map(len, queues.values())) < 64 and time.monotonic() < deadline:
+                batch = port.recv(timeout=0.1)
+                for frame in map(bytes, batch):
+                    if frame[12:14] == b"\x08\x00" and frame[23] == 17:
+                        flow = max(int.from_bytes(frame[34:36]), int.from_bytes(frame[36:38]))
+                        queues.setdefault(flow, []).append(batch._ring)
+            assert sorted(queues) == list(range(9000, 9032)) and all(len(seen) == 2 and seen[0] is seen[1] for seen in queues.values())
+            assert len({id(seen[0]) for seen in queues.values()}) > 1
 
 
 def test_without_promiscuous_mode_the_interface_stays_as_it_is(lab, wire):

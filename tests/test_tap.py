@@ -462,6 +462,18 @@ def test_many_queues_share_the_flows_and_lose_none(lab, region):
         assert balanced(region)
 
 
+def test_a_flow_comes_out_of_the_queue_that_it_was_written_to(lab, region):
+    with Station(region, lab.namespace(), queues=4).dress(lab) as station, host_socket(station) as sock:
+        sock.bind((HOST, 0))
+        here = sock.getsockname()[1]
+        for port in range(9000, 9032):
+            station.send([udp_frame(station.tap.link.mac, b"?", sport=port, dport=here)], ring=port % 4)
+            assert sock.recvfrom(10) == (b"?", (ME, port))
+            sock.sendto(b"!", (ME, port))
+        for i in range(4):
+            assert [struct.unpack_from("!H", f, ETH + IP + 2)[0] for f in station.take(8, ring=i)] == list(range(9000 + i, 9032, 4))
+
+
 def test_drops_of_many_queues_are_counted_once(lab, region):
     with Station(region, lab.namespace(), queues=2).dress(lab) as station:
         lab.send(End(station.tap.netns, "t0"), [numbered(0)], 3000)
