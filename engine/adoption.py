@@ -53,7 +53,7 @@ def adopt(
         _close(more)
     try:
         apps = _apps(state, fds)
-        plan = _plan(config, state, fds, adopt_device, handlers)
+        plan = _plan(rundir.memory, config, state, fds, adopt_device, handlers)
     except Error:
         _close(fds)
         raise
@@ -70,11 +70,13 @@ def _apps(state: dict[str, Any], fds: list[int]) -> list[tuple[dict[str, Any], l
     return found
 
 
-def _plan(config: Config, state: dict[str, Any], fds: list[int], adopt_device: AdoptDevice, handlers: Sequence[Handler]) -> Plan:
-    region = Region.attach(f"engine-{config.name}", generation=state["generation"])
+def _plan(
+    name: str, config: Config, state: dict[str, Any], fds: list[int], adopt_device: AdoptDevice, handlers: Sequence[Handler]
+) -> Plan:
+    region = Region.attach(name, generation=state["generation"])
     region.take_over()
     n = len(state["cpus"])
-    memory = EngineMemory.join(config, n)
+    memory = EngineMemory.join(name, config, n)
     bells, fds = fds[:n], fds[n:]
     listeners, fds = [socket.socket(fileno=fd) for fd in fds[:n]], fds[n:]
     ports = adopted_ports(state, fds, adopt_device)

@@ -87,7 +87,7 @@ static inline int pr_appdev_rx(struct pr_device *dev, struct pr_ringh *h)
         return 0;
     pr_appdev_count(h, from, tail, PR_C_rx_frames, PR_C_rx_bytes);
     d->seen = tail;
-    return (int)pr_dist(h, from, tail);
+    return (int)pr_ring_ready(h); /* not what came: it may have been taken before it was counted */
 }
 
 static inline int pr_appdev_tx(struct pr_device *dev, struct pr_ringh *h)

@@ -23,7 +23,6 @@ from typing import Any
 from pktring.shm import segment
 from pktring.shm.device import Device
 from pktring.shm.errors import Error
-from pktring.shm.region import Region
 
 from . import adoption, opening, rundir, sd_notify
 from .answers import Answers
@@ -82,7 +81,7 @@ class Controller:
 
     def _opened(self) -> Plan:
         """Nobody is there: what dead engines of this name left is cleared away, and everything opened."""
-        if gone := segment.discard(f"engine-{self.config.name}"):
+        if gone := segment.discard(self.rundir.memory):
             self.log(f"I_STALE_STATE removed {len(gone)} segments of a dead engine")
         self.rundir.clean()
         self.rundir.record(0)
@@ -93,7 +92,7 @@ class Controller:
         try:
             for handler in self._handlers:
                 plan.handlers[plan.memory.netisr.register(handler)] = handler
-            plan.memory.netisr.set_dispatch(self.config.boot()["net.isr.dispatch"])
+            plan.memory.netisr.set_dispatch(str(self.config.boot()["net.isr.dispatch"]))
             plan.memory.netisr.set_active(int(self.config.boot()["dev.pktring.workers"]))
             for port in plan.ports:
                 self._name_port(plan, port)
@@ -332,8 +331,3 @@ def _signals(hear: Callable[[int], None]) -> int:
         signal.signal(number, lambda n, _frame: hear(n))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor hears Ctrl-C, and asks us to stop
     return wake_r
-
-
-def region_of(config: Config) -> Region:
-    """The region of an engine that runs."""
-    return Region.attach(f"engine-{config.name}")

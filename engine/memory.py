@@ -1,4 +1,4 @@
-"""The engine's own memory, which no app maps: `/pktring.engine-NAME.engine`.
+"""The engine's own memory, which no app maps: `/pktring.engine-NAME.engine` (RunDir.memory).
 
     header page │ records, one a worker │ handlers' statistics, one table a worker │ apps' records │ netisr: tables, cells, lanes
                 │ worker writes         │ worker writes                            │ see border_record.h │ see netisr_memory.h
@@ -36,13 +36,13 @@ class EngineMemory:
         self._boot = boot
 
     @classmethod
-    def create(cls, config: Config, cpus: list[int], generation: int) -> EngineMemory:
+    def create(cls, name: str, config: Config, cpus: list[int], generation: int) -> EngineMemory:
         """Make it, with nothing registered. Raises E_SHM_SPACE, E_NAME_BUSY."""
         boot = config.boot()
         limits = {"maxqlimit": int(boot["net.isr.maxqlimit"]), "defaultqlimit": int(boot["net.isr.defaultqlimit"])}
         at = _places(len(cpus))["netisr"]
         size = at + Netisr.size(len(cpus), **limits)
-        made = segment.make_segment(name(config), PART, size, _shm.PR_ENGINE, reserve=at, generation=generation, kept=True)
+        made = segment.make_segment(name, PART, size, _shm.PR_ENGINE, reserve=at, generation=generation, kept=True)
         try:
             made.reserve_range(at, Netisr.size(len(cpus), **limits) - Netisr.lanes_size(len(cpus), **limits))
             Netisr.make(len(cpus), memoryview(made.map)[at:], bindthreads=bool(boot["net.isr.bindthreads"]), cpus=cpus, **limits)
@@ -55,9 +55,9 @@ class EngineMemory:
         return memory
 
     @classmethod
-    def join(cls, config: Config, workers: int) -> EngineMemory:
+    def join(cls, name: str, config: Config, workers: int) -> EngineMemory:
         """Take over what a dead controller left. Raises E_NO_REGION, E_ABI."""
-        joined = segment.join_segment(name(config), PART)
+        joined = segment.join_segment(name, PART)
         joined.take_over()
         return cls(joined, workers, config.boot())
 
@@ -94,11 +94,6 @@ class EngineMemory:
     def settings(self) -> dict[str, Any]:
         """netisr's settings, those of boot included."""
         return self.netisr.settings() | {"maxthreads": self._boot["net.isr.maxthreads"]}
-
-
-def name(config: Config) -> str:
-    """What the shared memory of an engine is called."""
-    return f"engine-{config.name}"
 
 
 def _places(workers: int) -> dict[str, int]:

@@ -88,7 +88,7 @@ class Opening:
         wanted = wanted_ports(self.config)
         devices = [(want, *self._device(number, want)) for number, want in enumerate(wanted)]
         region = self._region([device for _, device, _, _ in devices])
-        memory = EngineMemory.create(self.config, self.cpus, self.generation)
+        memory = EngineMemory.create(self.rundir.memory, self.config, self.cpus, self.generation)
         self._undo.append(memory.discard)
         ports = [self._port(region, n, want, device, watch, why) for n, (want, device, watch, why) in enumerate(devices)]
         bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.cpus]
@@ -114,7 +114,7 @@ class Opening:
         home = -(-of_ports // n) * slots + 2 * APPS * APP_SLOTS + SPARE_BUFFERS
         group = existing(self.config.group)
         region = Region.create(
-            f"engine-{self.config.name}",
+            self.rundir.memory,
             rings=rings,
             slots=slots,
             buffers=max(home * owners + 2, self.config.buffers),

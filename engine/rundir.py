@@ -21,6 +21,7 @@ import socket
 import stat
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -86,6 +87,12 @@ class RunDir:
     def worker(self, number: int) -> str:
         """Where worker `number` listens."""
         return f"{self.path}/worker-{number}.sock"
+
+    @property
+    def memory(self) -> str:
+        """What the engine's shared memory is called: engines of one name in two places are two engines."""
+        place = "" if self.path == f"/run/pktring/{self.name}" else f"-{zlib.crc32(self.path.encode()):08x}"
+        return f"engine-{self.name}{place}"
 
     def workers(self) -> list[int]:
         """The numbers of the workers whose sockets are there, alive or not."""

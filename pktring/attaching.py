@@ -52,7 +52,7 @@ def _same(port: dict[str, Any]) -> bool:
 
 
 def open_attached(seen: EngineSeen, port: str, options: dict[str, str], filter: str) -> AppPort:
-    """Attach to a port of an engine: a copy of what matches `filter`, or with take=1 the frames themselves. Raises E_DENIED, E_QUOTA, ..."""
+    """Attach to a port of an engine: copies of what matches `filter`, with take=1 the frames themselves. Raises E_DENIED, E_QUOTA, ..."""
     client = Client(seen.control, ATTACH_S)
     mode = "consume" if options.get("take") == "1" else "copy"
     try:

@@ -13,7 +13,6 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from pktring.engine import config as configs
@@ -160,8 +159,10 @@ class Netisr:
     def register(self, handler: Handler) -> None:
         """Register a protocol: every worker acknowledges it, or nothing has changed. Raises E_NETISR, E_HANDLER."""
         if self._engine._pid:
-            functions = {k: importable_name(f) for k in CALLABLES if callable(f := getattr(handler, k))}
-            self._engine.call("register", handler=described(replace(handler, **functions)))
+            for which in CALLABLES:
+                if callable(function := getattr(handler, which)):
+                    importable_name(function)  # raises E_HANDLER for what running workers cannot import
+            self._engine.call("register", handler=described(handler))
         else:
             self._engine._handlers.append(handler)
 

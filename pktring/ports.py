@@ -91,7 +91,8 @@ def open(
     if region is None and (owner := _owner_of(name, engine)):
         from pktring.attaching import open_attached
 
-        return open_attached(*owner, dict(parse_qsl(name.partition("?")[2])) | given, filter)
+        seen, its_name = owner
+        return open_attached(seen, its_name, dict(parse_qsl(name.partition("?")[2])) | given, filter)
     port = _known(name, given)
     options = port.options
     wanted = _wanted(port, directions=directions, port_number=next(_numbers) & 0xFFFF, yes=yes)
@@ -114,9 +115,10 @@ def open(
     return opened
 
 
-def _owner_of(name: str, engine: str | None) -> Any:
+def _owner_of(name: str, engine: str | None) -> tuple[Any, str] | None:
     """The engine that owns it, if there is any engine at all: asking costs an import."""
-    places = [os.environ.get("PKTRING_RUNDIR"), "/run/pktring", os.environ.get("XDG_RUNTIME_DIR", "") + "/pktring", f"/tmp/pktring-{os.geteuid()}"]
+    own = os.environ.get("PKTRING_RUNDIR"), os.environ.get("XDG_RUNTIME_DIR", "/") + "/pktring", f"/tmp/pktring-{os.geteuid()}"
+    places = ["/run/pktring", *own]
     if engine is None and not any(place and os.path.isdir(place) for place in places):
         return None
     from pktring.attaching import owner_of
