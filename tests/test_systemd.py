@@ -5,6 +5,7 @@ import fnmatch
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -129,20 +130,36 @@ def test_the_calls_of_a_jail_and_of_a_controller_are_let_through():
     assert not (inside | putting_it_up | controller) - let_through()
 
 
+ENGINE = """[engine]
+name = "systemd-test"
+[port.left]
+interface = "left0"
+[port.right]
+interface = "right0"
+[[forward]]
+from = "left"
+to = "right"
+both = true
+"""
+
+
 @pytest.mark.needs("root", "systemd-analyze", "strace")
-def test_the_calls_of_a_bridge_are_let_through(tmp_path):
+@pytest.mark.parametrize("verb", ["bridge", "up"])
+def test_what_the_engine_calls_is_let_through(tmp_path, verb):
     said = tmp_path / "strace"
+    (tmp_path / "engine.toml").write_text(ENGINE)
+    words = {"bridge": ["left0", "right0"], "up": [str(tmp_path / "engine.toml")]}[verb]
     tracer = ["strace", "-f", "-qq", "-e", "signal=none", "-o", str(said)]
-    command = [*tracer, sys.executable, "-m", "pktring.tools.main", "bridge", "left0", "right0", "--duration", "0.5"]
+    command = [*tracer, sys.executable, "-m", "pktring.tools.main", verb, *words, "--duration", "0.5"]
     with lab.Lab() as here:
-        ends, bridge = here.namespace("ends"), here.namespace("bridge")
-        here.veth(lab.End(ends, "left1"), lab.End(bridge, "left0"))
-        here.veth(lab.End(ends, "right1"), lab.End(bridge, "right0"))
-        got = here.run(bridge, command, timeout_s=60)
+        ends, middle = here.namespace("ends"), here.namespace("middle")
+        here.veth(lab.End(ends, "left1"), lab.End(middle, "left0"))
+        here.veth(lab.End(ends, "right1"), lab.End(middle, "right0"))
+        got = here.run(middle, command, timeout_s=60, env={**os.environ, "PKTRING_RUNDIR": str(tmp_path / "run")})
     assert got.returncode == 0, got
     ran = said.read_text()
     called = set(re.findall(r"^\d+ +(\w+)\(", ran, re.M))
-    assert {"setsockopt", "poll"} & called and not called - let_through() - {"execve"}
+    assert {"setsockopt", "poll"} <= called and not called - let_through() - {"execve"}
     families = set(re.findall(r"socket\((AF_\w+)", ran))
     assert families and families <= set(settings("RestrictAddressFamilies"))
 
@@ -198,3 +215,23 @@ def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path, monkeypatch):
     monkeypatch.setattr(sd_notify, "TIMEOUT_S", 0.05)
     with manager(str(tmp_path / "notify"), monkeypatch):
         assert not all(sd_notify.notify("STATUS=" + "x" * 1000) for _ in range(10_000))
+
+
+@pytest.mark.timeout(60)
+def test_an_engine_tells_when_it_is_ready_and_when_it_stops(tmp_path, monkeypatch):
+    (tmp_path / "engine.toml").write_text('[engine]\nname = "systemd-test"\nworkers = 1\n[port.a]\nport = "null:"\n')
+    monkeypatch.setenv("PKTRING_RUNDIR", str(tmp_path / "run"))
+    with manager(str(tmp_path / "notify"), monkeypatch) as heard:
+        heard.settimeout(30)
+        engine = subprocess.Popen([sys.executable, "-m", "pktring.tools.main", "up", tmp_path / "engine.toml"], stdout=subprocess.DEVNULL)
+        try:
+            assert b"READY=1" in heard.recv(4096).split(b"\n")
+            engine.send_signal(signal.SIGHUP)
+            assert b"RELOADING=1" in heard.recv(4096).split(b"\n")
+            assert b"READY=1" in heard.recv(4096).split(b"\n")
+            engine.send_signal(signal.SIGTERM)
+            assert b"STOPPING=1" in heard.recv(4096).split(b"\n")
+            assert engine.wait(30) == 0
+        finally:
+            engine.kill()
+            engine.wait(30)
