@@ -111,7 +111,7 @@ static inline uint32_t pr_mend_stray(struct pr_mend *m)
 {
     for (; m->stray < m->pool->n; m->stray++)
         if (!m->seen[m->stray] && pr_mend_is_dead_ones(m, m->stray))
-            return m->stray++;
+            return m->stray;
     return 0;
 }
 
@@ -170,14 +170,13 @@ static inline uint64_t pr_frames_between(const struct pr_ringh *h, uint32_t from
     return n;
 }
 
-/* What the books of a mended ring are short of. -1 = it makes no sense. */
+/* What the books of a mended ring are short of. Negative = it makes no sense. */
 static inline int64_t pr_short_of(const struct pr_ringh *h)
 {
     const uint64_t *v = h->row->v;
     if (h->k->dir == PR_TX) {
         uint64_t gone = v[PR_C_tx_frames] PR_DROPS_TX(PR_PLUS) + pr_frames_between(h, h->k->hwcur, h->k->rhead);
-        int64_t t = (int64_t)(v[PR_C_tx_queued] - gone);
-        return t < 0 ? -1 : t;
+        return (int64_t)(v[PR_C_tx_queued] - gone);
     }
     uint64_t came = v[PR_C_rx_kernel] + v[PR_C_rx_pieces], placed = v[PR_C_rx_frames] + v[PR_C_rx_supers] PR_DROPS_RX(PR_PLUS);
     uint64_t gone = v[PR_C_delivered] + v[PR_C_forwarded] + v[PR_C_classified] PR_DROPS_PATH(PR_PLUS);
@@ -193,13 +192,15 @@ static inline int64_t pr_short_most(const struct pr_ringh *h) { return (int64_t)
 static inline int64_t pr_settle(struct pr_ringh *h)
 {
     struct pr_row *row = h->row;
+    if ((h->k->dir == PR_RX ? pr_rx_enter(h) : pr_tx_enter(h)) < 0)
+        return -1;
     uint64_t unheard = h->k->dir == PR_RX && h->k->taken > row->v[PR_C_rx_kernel] ? h->k->taken - row->v[PR_C_rx_kernel] : 0;
     if (unheard > (uint64_t)pr_short_most(h))
         return -1;
     if (unheard)
         pr_count(row, PR_C_rx_kernel, unheard);
-    int64_t all = pr_short_of(h), more = all - (int64_t)row->v[PR_C_drop_crash];
-    if (all < 0 || more < 0 || more > pr_short_most(h))
+    int64_t more = pr_short_of(h) - (int64_t)row->v[PR_C_drop_crash];
+    if (more < 0 || more > pr_short_most(h))
         return -1;
     if (more)
         pr_count(row, PR_C_drop_crash, (uint64_t)more);

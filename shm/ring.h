@@ -187,9 +187,12 @@ static inline void pr_ring_deal(struct pr_ringh *h, const uint32_t *bufs)
     struct pr_ring *r = h->ring;
     for (uint32_t i = 0; i < h->n; i++)
         r->slot[i] = (struct pr_slot){.buf_idx = bufs[i], .len = (uint16_t)pr_buf_room(h->rg)};
-    h->k->hwcur = h->k->rhead = h->k->doubt = 0;
-    h->k->hwtail = h->k->dir == PR_TX ? h->n - 1 : 0;
+    pr_store(&h->k->doubt, 0); /* in this order nothing that lies in the slots now is ever taken for queued */
+    pr_store(&h->k->rhead, 0);
+    pr_store(&h->k->hwcur, 0);
+    pr_store(&h->k->hwtail, 0);
     r->head = r->cur = 0;
+    pr_store(&h->k->hwtail, h->k->dir == PR_TX ? h->n - 1 : 0);
     pr_store(&r->tail, h->k->hwtail);
 }
 

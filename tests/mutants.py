@@ -59,7 +59,8 @@ class Killer:
 
     def _built(self, headers: Path) -> Path:
         exe = headers / self.source.stem
-        includes = [f"-iquote{headers}", f"-I{HERE / 'crashstep'}", f"-I{HERE / 'rules'}", f"-I{SHM}"]
+        includes = [f"-iquote{headers}", f"-I{HERE / 'crashstep'}", f"-I{HERE / 'rules'}"]
+        includes += [f"-I{ckernel.TOP / room}" for room in ("shm", "drivers", "engine")]
         cmd = [*ckernel.CC, "-std=gnu11", "-fno-strict-aliasing", "-w", *self.flags, *includes, "-o", exe, self.source]
         env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # the compiler itself is not under test
         got = subprocess.run(cmd, capture_output=True, text=True, timeout=120, env=env)

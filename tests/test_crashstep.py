@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).resolve().parent / "crashstep"
-HEADERS = ("pool", "lane", "ring", "move", "pktqueue")
+HEADERS = ("pool", "lane", "ring", "mend", "move", "pktqueue")
 COLUMNS = ("cases", "points", "clean", "again", "again_clean", "kills", "seconds")
 KINDS = ("lost", "twice", "stuck", "torn", "duplicate")
 MISORDERED = {
@@ -30,7 +30,18 @@ MISORDERED = {
     "slot before lend": "twice",
     "adopted without skipping": "duplicate",
     "adopted by slots": "twice",
+    "claimed when done": "torn",
+    "sent without a word": "duplicate",
+    "mended by slots": "twice",
+    "mended without books": "lost",
+    "published before taken": "duplicate",
+    "given back before taken": "lost",
+    "given back in order": "lost",
+    "given back unmarked": "duplicate",
+    "counted backwards": "twice",
     "two-step reserve": "stuck",
+    "lent before its slot": "lost",
+    "cursor behind the frames": "duplicate",
 }
 # Functions that store nothing into shared memory, or only into buffers and slots that are still the writer's.
 NOTHING_TO_KILL = {

@@ -7,8 +7,12 @@
  *
  * --first ends with the first that is not clean; N are recoveries killed, and real kills, per case. */
 #define _GNU_SOURCE
+#include "on_border.h"
+
 #include "misordered.h"
+#include "on_device.h"
 #include "on_lane.h"
+#include "on_mend.h"
 #include "on_pktqueue.h"
 #include "on_pool.h"
 #include "on_ring.h"
@@ -167,8 +171,12 @@ static const struct table {
     {lane_scenarios, LEN(lane_scenarios)},
     {ring_scenarios, LEN(ring_scenarios)},
     {queue_scenarios, LEN(queue_scenarios)},
+    {border_scenarios, LEN(border_scenarios)},
+    {mend_scenarios, LEN(mend_scenarios)},
+    {device_scenarios, LEN(device_scenarios)},
 }, wrong[] = {
     {wrong_scenarios, LEN(wrong_scenarios)},
+    {wrong_border_scenarios, LEN(wrong_border_scenarios)},
 };
 
 static int run_all(const struct table *t, size_t n, const char *name)

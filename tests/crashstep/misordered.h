@@ -3,7 +3,9 @@
 #ifndef MISORDERED_H
 #define MISORDERED_H
 
+#include "on_device.h"
 #include "on_lane.h"
+#include "on_mend.h"
 #include "on_pool.h"
 #include "on_ring.h"
 
@@ -168,6 +170,115 @@ static void adopted_by_slots(void)
     pr_tx_done(&now.ring[1], 0);
 }
 
+/* ---- a worker, and a driver's books ---- */
+
+/* (These are set in the victim alone: whoever comes after it does right.) */
+static void claimed_when_done(void)
+{
+    worker_is.claims_late = 1;
+    mend_turn();
+}
+
+static void sent_without_a_word(void)
+{
+    worker_is.sends_untold = 1;
+    mend_turn();
+}
+
+/* The heir takes what slots name for what they have. */
+static void mended_by_slots(void)
+{
+    begin(A, ++*W.births);
+    for (uint32_t r = 0; r < N_RINGS; r++)
+        for (uint32_t i = 0; i < SLOTS; i++)
+            W.rg.owner[now.ring[r].ring->slot[i].buf_idx] = now.pool[A].as_owned;
+    pr_pool_reclaim(&now.pool[A], PR_WORD_NAME, pr_word(PR_OWNED, A, 0, 0));
+    rings_expect_words();
+    pr_rx_publish(&now.ring[0], 0);
+    pr_tx_enter(&now.ring[1]);
+    pr_tx_done(&now.ring[1], pr_dist(&now.ring[1], now.ring[1].k->hwcur, now.ring[1].k->doubt));
+    mend_books(0);
+}
+
+static void mended_without_books(void)
+{
+    uint8_t seen[N_BUFS];
+    struct pr_mended sum;
+    begin(A, ++*W.births);
+    pr_rings_mend(&W.rg, &now.pool[A], seen, &sum);
+    rings_expect_words();
+}
+
+/* What lies in the kernel's ring, in slots and not yet told of; `first` and how many. */
+static uint32_t wrong_arrivals(struct pr_arriving *w, uint32_t *first)
+{
+    struct pr_ringh *h = &now.ring[0];
+    uint32_t n = 0;
+    pr_rx_enter(h);
+    *w = pr_arriving(h);
+    *first = afp.at;
+    for (; frame_at(&afp, afp.at)->tp_status && w->left; n++, afp.at = (afp.at + 1) % PIECES) {
+        struct tpacket2_hdr *f = frame_at(&afp, afp.at);
+        struct pr_arrival a = in_frame(&afp, f, f->tp_status);
+        a.iov[0] = (struct iovec){(uint8_t *)f + f->tp_mac, a.len = f->tp_len};
+        pr_arrive(w, &a, h);
+    }
+    return n;
+}
+
+static void published_before_taken(void)
+{
+    struct pr_arriving w;
+    uint32_t first, n = wrong_arrivals(&w, &first);
+    mark(frame_at(&afp, first));
+    pr_rx_publish(&now.ring[0], w.new);
+    w.new = 0;
+    pr_arrived(&w, &now.ring[0]);
+    give_frames_back(&afp, &now.ring[0], first, n);
+}
+
+static void given_back_before_taken(void)
+{
+    struct pr_arriving w;
+    uint32_t first, n = wrong_arrivals(&w, &first);
+    for (uint32_t i = n; i--;)
+        frame_at(&afp, (first + i) % PIECES)->tp_status = TP_STATUS_KERNEL;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    pr_arrived(&w, &now.ring[0]);
+    now.ring[0].k->handed = now.ring[0].k->taken;
+}
+
+static void given_back_in_order(void)
+{
+    struct pr_arriving w;
+    uint32_t first, n = wrong_arrivals(&w, &first);
+    mark(frame_at(&afp, first));
+    pr_arrived(&w, &now.ring[0]);
+    for (uint32_t i = 0; i < n; i++)
+        __atomic_store_n(&frame_at(&afp, (first + i) % PIECES)->tp_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
+    give_frames_back(&afp, &now.ring[0], first, 0);
+}
+
+static void given_back_unmarked(void)
+{
+    struct pr_arriving w;
+    uint32_t first, n = wrong_arrivals(&w, &first);
+    pr_arrived(&w, &now.ring[0]);
+    give_frames_back(&afp, &now.ring[0], first, n);
+}
+
+static void counted_backwards(void)
+{
+    struct pr_arriving w;
+    uint32_t first, n = wrong_arrivals(&w, &first);
+    mark(frame_at(&afp, first));
+    pr_count(now.ring[0].row, PR_C_rx_frames, n);
+    pr_rx_taken(&now.ring[0], n);
+    pr_count(now.ring[0].row, PR_C_rx_kernel, n);
+    pr_rx_publish(&now.ring[0], n);
+    give_frames_back(&afp, &now.ring[0], first, n);
+}
+
 /* ---- the classic queue of many producers: reserve a place, then fill it (Vyukov; NetBSD's pcq) ---- */
 
 static int mpsc_put(uint64_t desc)
@@ -225,6 +336,8 @@ static void mpsc_go_on(void)
     {name, LANE_PUTS, lane_with_burst, op, lane_consumer_lives, lane_producer_replaced, lane_go_on, kind}
 #define WRONG_TAKE(name, op, kind) \
     {name, LANE_TAKES, lane_with_frames, op, lane_producer_lives, lane_consumer_replaced, lane_go_on, kind}
+#define WRONG_RX(name, op, kind) \
+    {name, "3,3,4 6,0,11", device_frames, op, device_kernel_goes_on, device_heir, device_end, kind}
 static const struct scenario wrong_scenarios[] = {
     WRONG_PUT("head before slots", head_before_slots, LOST),
     WRONG_PUT("head before words", head_before_words, LOST),
@@ -239,6 +352,15 @@ static const struct scenario wrong_scenarios[] = {
     {"adopted without skipping", TX_TURNS, ring_tx_app, ring_tx_turn, NULL, adopted_without_skipping, rings_end,
      DUPLICATE},
     {"adopted by slots", TX_TURNS, ring_bridge, ring_app_forwards, NULL, adopted_by_slots, rings_end, TWICE},
+    {"claimed when done", WORK, mend_worker, claimed_when_done, NULL, mend_heir, mend_end, TORN},
+    {"sent without a word", WORK, mend_worker, sent_without_a_word, NULL, mend_heir, mend_end, DUPLICATE},
+    {"mended by slots", WORK, mend_worker, mend_turn, NULL, mended_by_slots, mend_end, TWICE},
+    {"mended without books", WORK, mend_worker, mend_turn, NULL, mended_without_books, mend_end, LOST},
+    WRONG_RX("published before taken", published_before_taken, DUPLICATE),
+    WRONG_RX("given back before taken", given_back_before_taken, LOST),
+    WRONG_RX("given back in order", given_back_in_order, LOST),
+    WRONG_RX("given back unmarked", given_back_unmarked, DUPLICATE),
+    WRONG_RX("counted backwards", counted_backwards, TWICE),
     {"two-step reserve", "3,0,0", mpsc_made, two_step_reserve, NULL, pool_replace_a, mpsc_go_on, STUCK},
 };
 

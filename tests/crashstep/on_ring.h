@@ -151,8 +151,8 @@ static void ring_tx_adopted(void)
     if (*W.births > 1)
         now.group[0].lose += par.n; /* two deaths, two bursts */
     replace(A);
-    uint32_t pending = pr_tx_enter(h) == 0 ? pr_tx_pending(h) : 0;
-    pr_tx_done(h, pending < par.n ? pending : par.n);
+    uint32_t doubt = pr_tx_enter(h) == 0 ? pr_dist(h, h->k->hwcur, h->k->doubt) : 0;
+    pr_tx_done(h, doubt <= pr_tx_pending(h) ? doubt : 0);
 }
 
 static void rings_dealt_anew(void)
@@ -165,7 +165,7 @@ static void rings_dealt_anew(void)
 }
 
 /* What a dead app had published goes out before its ring is dealt anew. An engine killed over that leaves the same
- * doubt as in a turn: its heir skips a burst. */
+ * doubt as in a turn. */
 static void ring_drained(void)
 {
     struct pr_ringh *h = &now.ring[1];
@@ -173,7 +173,8 @@ static void ring_drained(void)
     replace(A);
     if (pr_tx_enter(h) == 0) {
         if (heir) {
-            pr_tx_done(h, pr_tx_pending(h) < 3 ? pr_tx_pending(h) : 3);
+            uint32_t doubt = pr_dist(h, h->k->hwcur, h->k->doubt);
+            pr_tx_done(h, doubt <= pr_tx_pending(h) ? doubt : 0);
             for (uint32_t g = 0; g < now.groups; g++) {
                 now.group[g].rule = SOME;
                 now.group[g].lose += 3;

@@ -2,7 +2,7 @@
  *
  * One process runs both sides ("bridge"): it dies with its rings, which are dealt anew from the owner words.
  * An app runs the other side: the buffers are LENT to it. The engine's heir takes the ring over as the ledger has it,
- * skipping what its predecessor may have sent (at most a burst); a dead app's ring is dealt anew. */
+ * skipping what its predecessor may have sent (it is in doubt); a dead app's ring is dealt anew. */
 #ifndef RINGS_H
 #define RINGS_H
 
@@ -31,8 +31,9 @@ static void rings_expect_words(void)
 
 static void ring_made(uint32_t r, uint32_t dir)
 {
-    struct pr_ring *ring = (struct pr_ring *)(W.rg.mem + W.rg.g.ring_ofs + r * W.rg.g.ring_size);
-    W.rg.krings[r] = (struct pr_kring){.num_slots = SLOTS, .dir = dir, .row = r};
+    uint64_t at = W.rg.g.ring_ofs + (uint64_t)r * W.rg.g.ring_size;
+    struct pr_ring *ring = (struct pr_ring *)(W.rg.mem + at);
+    W.rg.krings[r] = (struct pr_kring){.num_slots = SLOTS, .dir = dir, .row = r, .ring_ofs = at};
     now.ring[r] = (struct pr_ringh){.ring = ring, .k = &W.rg.krings[r], .row = &W.rg.rows[r], .rg = &W.rg, .n = SLOTS};
 }
 
@@ -52,10 +53,11 @@ static uint32_t ring_fill(struct pr_ringh *h, uint32_t n, uint64_t seq)
     return n;
 }
 
-/* A driver's turn: at most `burst` slots are sent before hwcur moves past them. */
+/* A driver's turn: at most `burst` slots are sent before hwcur moves past them, and it says which. */
 static uint32_t ring_send(struct pr_ringh *h, uint32_t burst)
 {
     uint32_t n = pr_tx_pending(h) < burst ? pr_tx_pending(h) : burst;
+    pr_tx_doubt(h, n);
     for (uint32_t i = 0; i < n; i++) {
         const struct pr_slot *s = ring_slot(h, h->k->hwcur + i);
         see(s->buf_idx, s->len);

@@ -76,6 +76,7 @@ static struct cast {
     struct group group[8];
     uint32_t groups;
     uint64_t seq; /* of the next frame of the traffic that follows a recovery */
+    uint64_t queue[40]; /* of a driver, see on_device.h */
 } now;
 
 /* ---- the verdict ---- */

@@ -13,6 +13,7 @@ static void kicked(const uint32_t *need, int efd)
 #define pr_doorbell_kick kicked
 
 #include "on_lane.h"
+#include "on_mend.h"
 #include "on_pktqueue.h"
 #include "on_ring.h"
 
@@ -34,6 +35,8 @@ static unsigned broken;
 #include "rules_pool.h"
 #include "rules_ring.h"
 
+#include "rules_mend.h" /* behind the others: it uses them */
+
 int main(void)
 {
     make_world();
@@ -42,6 +45,7 @@ int main(void)
     lane_rules();
     ring_rules();
     move_rules();
+    mend_rules();
     pktqueue_rules();
     return broken != 0;
 }
