@@ -32,7 +32,7 @@ SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_VERSION = 1, 5, 7, 10
 PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
 PACKET_MR_PROMISC, TPACKET_V2, TPACKET_V3 = 1, 1, 2
-PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_DEFRAG = 0, 0x8000
+PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_IGNORE_OUTGOING, PACKET_FANOUT_FLAG_DEFRAG = 0, 0x4000, 0x8000
 SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 27, 32, 33
 
 BLOCK_SIZE = 1 << 18  # holds the longest super-frame several times over
@@ -211,8 +211,10 @@ class AfPacket(Device):
         """Spread flows over the queues; fragments are put together first, or their pieces would part company."""
         receivers = [queue.rx for queue in self.queues if queue.rx]
         group = (os.getpid() ^ self.link.ifindex << 8 ^ self.port << 4) & 0xFFFF
-        for _ in range(64):
-            word = group | (PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_DEFRAG) << 16
+        flags = PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_DEFRAG
+        deaf = PACKET_FANOUT_FLAG_IGNORE_OUTGOING if self.take else 0  # the group hears by itself, whatever its sockets were told
+        for attempt in range(64):
+            word = group | (flags | (deaf if attempt < 60 else 0)) << 16  # a kernel without it sees through the direction in the frames
             try:
                 for rx in receivers:
                     rx.setsockopt(SOL_PACKET, PACKET_FANOUT, struct.pack("I", word))
