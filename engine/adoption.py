@@ -20,6 +20,7 @@ from . import _engine, opening
 from .config import Config
 from .memory import EngineMemory
 from .netisr import Handler
+from .pidfd import PidFd
 from .plan import AdoptDevice, Plan, adopted_ports, receive
 from .rundir import RunDir
 
@@ -88,6 +89,20 @@ def _plan(
     for port in ports:
         opening.carry_whole(plan, port)
     return plan
+
+
+def end_strays(rundir: RunDir) -> int:
+    """Kill workers of a dead engine that nobody could adopt: two engines must not drive one interface. How many there were."""
+    numbers = rundir.workers()
+    if not numbers:
+        return 0
+    try:
+        records = EngineMemory.records_of(rundir.memory, max(numbers))
+    except Error:
+        return 0
+    strays = [PidFd.open(record["pid"], record["start"]) for record in records if record["pid"]]
+    killed = [stray.kill() for stray in strays if stray]
+    return len(killed)
 
 
 def _close(fds: list[int]) -> None:

@@ -81,8 +81,10 @@ class Controller:
 
     def _opened(self) -> Plan:
         """Nobody is there: what dead engines of this name left is cleared away, and everything opened."""
+        strays = adoption.end_strays(self.rundir)
         if gone := segment.discard(self.rundir.memory):
-            self.log(f"I_STALE_STATE removed {len(gone)} segments of a dead engine")
+            before = self.rundir.before
+            self.log(f"I_STALE_STATE removed {len(gone)} segments and {strays} workers of dead generation {before.generation if before else 0}")
         self.rundir.clean()
         self.rundir.record(0)
         cpus = list(self.config.worker_cpus())

@@ -219,7 +219,7 @@ static PyObject *record_read(PyObject *module, PyObject *memory)
     if (record_of(memory, &b) < 0)
         return NULL;
     const struct pr_worker_record *r = b.buf;
-    PyObject *d = Py_BuildValue("{sKsKsKsKsIsIsIsIsI}", "progress", r->progress, "bursts", r->bursts, "sleeps", r->sleeps,
+    PyObject *d = Py_BuildValue("{sKsKsKsKsKsIsIsIsIsI}", "start", r->start, "progress", r->progress, "bursts", r->bursts, "sleeps", r->sleeps,
                                 "drop_tx_full", r->drop_tx_full, "state", r->state, "pid", r->pid, "busy", r->busy, "ask",
                                 r->ask, "gen", r->gen);
     PyBuffer_Release(&b);
@@ -242,16 +242,18 @@ static PyObject *record_ask(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* record_state(memory, state, pid): the worker's word */
+/* record_state(memory, state, pid, start): the worker's word */
 static PyObject *record_state(PyObject *module, PyObject *args)
 {
     (void)module;
     PyObject *memory;
     unsigned state, pid;
+    unsigned long long start;
     Py_buffer b;
-    if (!PyArg_ParseTuple(args, "OII", &memory, &state, &pid) || record_of(memory, &b) < 0)
+    if (!PyArg_ParseTuple(args, "OIIK", &memory, &state, &pid, &start) || record_of(memory, &b) < 0)
         return NULL;
     struct pr_worker_record *r = b.buf;
+    r->start = start;
     r->pid = pid;
     __atomic_store_n(&r->state, state, __ATOMIC_RELEASE);
     PyBuffer_Release(&b);
@@ -261,7 +263,7 @@ static PyObject *record_state(PyObject *module, PyObject *args)
 static PyMethodDef record_functions[] = {
     {"record_read", record_read, METH_O, "record_read(memory) -> dict"},
     {"record_ask", record_ask, METH_VARARGS, "record_ask(memory, what, gen)"},
-    {"record_state", record_state, METH_VARARGS, "record_state(memory, state, pid)"},
+    {"record_state", record_state, METH_VARARGS, "record_state(memory, state, pid, start)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -61,6 +61,13 @@ class EngineMemory:
         joined.take_over()
         return cls(joined, workers, config.boot())
 
+    @classmethod
+    def records_of(cls, name: str, workers: int) -> list[dict[str, Any]]:
+        """The records of an engine that nobody runs any more. Raises E_NO_REGION, E_ABI."""
+        joined = segment.join_segment(name, PART)
+        view, size = memoryview(joined.map), _engine.RECORD_SIZE
+        return [_engine.record_read(view[at : at + size]) for at in range(_shm.PAGE, _shm.PAGE + workers * size, size)]
+
     def discard(self) -> None:
         """The end of the engine."""
         self._segment.retire()

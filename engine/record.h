@@ -16,10 +16,11 @@ struct pr_worker_record {
     uint64_t progress;
     uint64_t bursts, sleeps;
     uint64_t drop_tx_full; /* frames in hand for which a transmit ring, or the way to one, had no room */
+    uint64_t start;        /* of the process `pid`: field 22 of /proc/PID/stat */
     uint32_t state, pid;
     uint32_t busy;         /* there was something to do when it last looked up */
     uint32_t spare;
-    uint8_t pad0[80];
+    uint8_t pad0[72];
     uint32_t ask, gen;
     uint8_t pad1[56];
 };

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from pktring.shm.errors import Error
+from pktring.shm.segment import start_time
 
 from . import _engine, jail
 from .handlers import HandlerTable
@@ -90,7 +91,7 @@ class Worker:
                 self._loop.add_app(app.port, held)
         for fd in (self._link.fileno() if self._link else -1, plan.listeners[index].fileno()):
             self._loop.add_event(fd)
-        _engine.record_state(record, _engine.PR_WS_RUNNING, os.getpid())
+        _engine.record_state(record, _engine.PR_WS_RUNNING, os.getpid(), start_time(os.getpid()))
         self.tell(became=index, gen=gen, found=found if died else {})
 
     def _add_port(self, port: PlannedPort) -> None:
@@ -123,7 +124,7 @@ class Worker:
                 self._events()
             if self._orphan_since and time.monotonic() - self._orphan_since > self.plan.config.orphan_timeout_s:
                 break
-        _engine.record_state(record, _engine.PR_WS_STOPPED, os.getpid())
+        _engine.record_state(record, _engine.PR_WS_STOPPED, os.getpid(), start_time(os.getpid()))
         return 0
 
     def _events(self) -> None:
