@@ -83,12 +83,13 @@ class Controller:
         """Nobody is there: what dead engines of this name left is cleared away, and everything opened."""
         strays = adoption.end_strays(self.rundir)
         if gone := segment.discard(self.rundir.memory):
-            before = self.rundir.before
-            self.log(f"I_STALE_STATE removed {len(gone)} segments and {strays} workers of dead generation {before.generation if before else 0}")
+            of = self.rundir.before.generation if self.rundir.before else 0
+            self.log(f"I_STALE_STATE removed {len(gone)} segments and {strays} workers of dead generation {of}")
         self.rundir.clean()
-        self.rundir.record(0)
+        generation = opening.new_generation()
+        self.rundir.record(generation)
         cpus = list(self.config.worker_cpus())
-        plan = opening.Opening(self.config, self.rundir, self._open_device, cpus, opening.new_generation(), self.config.yes).plan()
+        plan = opening.Opening(self.config, self.rundir, self._open_device, cpus, generation, self.config.yes).plan()
         self._connect(plan)
         self.crew = Crew(plan, self.log, self._forget)
         try:
@@ -249,10 +250,13 @@ class Controller:
 
     def _link_events(self, port: Any) -> Callable[[], None]:
         def act() -> None:
+            anew = False
             for event in port.watch.events():
                 self.log(event.line)
-                port.device.follow(event)
+                anew = port.device.follow(event) or anew
                 self._name_port(self.plan, port)
+            if anew:  # other sockets lie behind its numbers now, and the workers have the old ones
+                self.change(self.plan)
 
         return act
 

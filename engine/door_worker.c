@@ -219,9 +219,9 @@ static PyObject *record_read(PyObject *module, PyObject *memory)
     if (record_of(memory, &b) < 0)
         return NULL;
     const struct pr_worker_record *r = b.buf;
-    PyObject *d = Py_BuildValue("{sKsKsKsKsKsIsIsIsIsI}", "start", r->start, "progress", r->progress, "bursts", r->bursts, "sleeps", r->sleeps,
+    PyObject *d = Py_BuildValue("{sKsKsKsKsKsIsIsIsIsIsI}", "start", r->start, "progress", r->progress, "bursts", r->bursts, "sleeps", r->sleeps,
                                 "drop_tx_full", r->drop_tx_full, "state", r->state, "pid", r->pid, "busy", r->busy, "ask",
-                                r->ask, "gen", r->gen);
+                                r->ask, "gen", r->gen, "gather_ns", r->gather_ns);
     PyBuffer_Release(&b);
     return d;
 }
@@ -238,6 +238,20 @@ static PyObject *record_ask(PyObject *module, PyObject *args)
     struct pr_worker_record *r = b.buf;
     r->gen = gen;
     __atomic_store_n(&r->ask, what, __ATOMIC_RELEASE); /* pairs with pr_w_run */
+    PyBuffer_Release(&b);
+    Py_RETURN_NONE;
+}
+
+/* record_gather(memory, ns): the controller's word */
+static PyObject *record_gather(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *memory;
+    unsigned ns;
+    Py_buffer b;
+    if (!PyArg_ParseTuple(args, "OI", &memory, &ns) || record_of(memory, &b) < 0)
+        return NULL;
+    __atomic_store_n(&((struct pr_worker_record *)b.buf)->gather_ns, ns, __ATOMIC_RELAXED);
     PyBuffer_Release(&b);
     Py_RETURN_NONE;
 }
@@ -263,6 +277,7 @@ static PyObject *record_state(PyObject *module, PyObject *args)
 static PyMethodDef record_functions[] = {
     {"record_read", record_read, METH_O, "record_read(memory) -> dict"},
     {"record_ask", record_ask, METH_VARARGS, "record_ask(memory, what, gen)"},
+    {"record_gather", record_gather, METH_VARARGS, "record_gather(memory, ns)"},
     {"record_state", record_state, METH_VARARGS, "record_state(memory, state, pid, start)"},
     {NULL, NULL, 0, NULL},
 };
@@ -274,7 +289,7 @@ int pr_add_worker(PyObject *m)
     Py_INCREF(&worker_type);
     return PyModule_AddObject(m, "Worker", (PyObject *)&worker_type) < 0 ||
                    PyModule_AddIntConstant(m, "RECORD_SIZE", sizeof(struct pr_worker_record)) < 0 ||
-                   PyModule_AddIntMacro(m, PR_WHY_ASKED) < 0 || PyModule_AddIntMacro(m, PR_ASK_GO) < 0 ||
+                   PyModule_AddIntMacro(m, PR_GATHER_NS) < 0 || PyModule_AddIntMacro(m, PR_WHY_ASKED) < 0 || PyModule_AddIntMacro(m, PR_ASK_GO) < 0 ||
                    PyModule_AddIntMacro(m, PR_ASK_STOP) < 0 || PyModule_AddIntMacro(m, PR_WS_STARTING) < 0 ||
                    PyModule_AddIntMacro(m, PR_WS_RUNNING) < 0 || PyModule_AddIntMacro(m, PR_WS_STOPPED) < 0 ||
                    PyModule_AddIntMacro(m, PR_W_PORTS) < 0 || PyModule_AddIntMacro(m, PR_W_RULES) < 0

@@ -210,7 +210,7 @@ static inline enum pr_why pr_loop_run(struct pr_loop *l, uint64_t until_ns)
         uint32_t moved = pr_loop_turn(l, &why);
         if (why >= 0)
             return (enum pr_why)why;
-        streak = pr_rest_gather(streak, moved);
+        streak = pr_rest_gather(streak, moved, PR_GATHER_NS);
         if (moved && turn % 16)
             continue;
         now = pr_now_ns();

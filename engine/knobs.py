@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import rps
-from .sysctl import KNOBS, Value
+from . import _engine, rps
+from .sysctl import KNOBS, QUEUE, Value
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -19,6 +19,7 @@ NETISR = {
     "net.isr.defaultqlimit": "defaultqlimit",
     "net.isr.numthreads": "numthreads",
 }
+RPS_HASH = "net.pktqueue.rps_hash"
 TABLES = {"net.isr.proto": "protocol", "net.isr.workstream": "workstream", "net.isr.work": "work"}
 
 
@@ -27,7 +28,7 @@ class Knobs:
 
     def __init__(self, controller: Controller):
         self._c = controller
-        self._kept: dict[str, Value] = {"net.pktqueue.rps_hash": rps.DEFAULT}
+        self._kept: dict[str, Value] = {RPS_HASH: rps.DEFAULT}
 
     def get(self, name: str) -> Any:
         """The value now."""
@@ -38,6 +39,10 @@ class Knobs:
             return netisr.tables()[TABLES[name]]
         if name == "dev.pktring.workers":
             return netisr.active
+        if name == "dev.netmap.generic_mit":
+            return _engine.record_read(self._c.plan.memory.record(0))["gather_ns"]
+        if name.startswith(QUEUE) and name != RPS_HASH:
+            return self._of_queue(*name.removeprefix(QUEUE).rpartition(".")[::2])
         if name.startswith("dev.netmap.") and "_curr_" in name:
             return self._size(name)
         return self._kept.get(name, KNOBS[name].default)
@@ -51,12 +56,24 @@ class Knobs:
             netisr.set_defaultqlimit(int(value))
         elif name == "dev.pktring.workers":
             netisr.set_active(int(value))
+        elif name == "dev.netmap.generic_mit":
+            self._c.plan.memory.set_gather(int(value))
+        elif name.startswith(QUEUE) and name != RPS_HASH:
+            netisr.setqlimit(name.removeprefix(QUEUE).rpartition(".")[0], int(value))
         else:
             self._kept[name] = value
 
     def queues(self) -> Sequence[str]:
-        """An engine's own queues are netisr's; pktqueues belong to the programs that make them."""
-        return ()
+        """The input queues of an engine are its protocols'; pktqueues of programs are their own."""
+        return list(self._c.plan.memory.netisr.registered().values())
+
+    def _of_queue(self, protocol: str, leaf: str) -> int:
+        netisr = self._c.plan.memory.netisr
+        if leaf == "maxlen":
+            return netisr.getqlimit(protocol)
+        number = netisr.number_of(protocol)
+        key = {"len": "len", "drops": "qdrops"}[leaf]
+        return sum(netisr.work(number, ws)[key] for ws in range(netisr.workstreams))
 
     def _size(self, name: str) -> int:
         g = self._c.plan.region.geometry

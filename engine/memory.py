@@ -47,6 +47,7 @@ class EngineMemory:
             made.reserve_range(at, Netisr.size(len(cpus), **limits) - Netisr.lanes_size(len(cpus), **limits))
             Netisr.make(len(cpus), memoryview(made.map)[at:], bindthreads=bool(boot["net.isr.bindthreads"]), cpus=cpus, **limits)
             memory = cls(made, len(cpus), boot)
+            memory.set_gather(_engine.PR_GATHER_NS)
             memory.netisr.open_lanes(INTERNAL)
             made.publish()
         except BaseException:
@@ -91,6 +92,11 @@ class EngineMemory:
             for number, handler in sorted(handlers.items())
             for i in range(self.workers)
         ]
+
+    def set_gather(self, ns: int) -> None:
+        """How long workers may let frames come together under steady driblets."""
+        for i in range(self.workers):
+            _engine.record_gather(self.record(i), ns)
 
     # ---- netisr ----
 

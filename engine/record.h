@@ -1,7 +1,8 @@
 /* A worker's record in the engine's memory: is it alive, does it get on, what is asked of it.
  *
  *   line 0, 1   the worker writes     progress moves each turn: a worker that has work and no progress is stuck
- *   line 2      the controller writes ask: go on, or stop at the next burst boundary; `gen` of the worker that is meant
+ *   line 2      the controller writes ask: go on, or stop at the next burst boundary; `gen` of the worker that is meant;
+ *               and gather_ns, at any time
  *
  * Killed at any instruction: each word is true by itself. The heir goes on counting where the dead one stopped. */
 #ifndef PR_RECORD_H
@@ -22,7 +23,8 @@ struct pr_worker_record {
     uint32_t spare;
     uint8_t pad0[72];
     uint32_t ask, gen;
-    uint8_t pad1[56];
+    uint32_t gather_ns; /* for how long it may let frames come together: dev.netmap.generic_mit */
+    uint8_t pad1[52];
 };
 _Static_assert(sizeof(struct pr_worker_record) == 192, "two lines and one");
 

@@ -12,7 +12,7 @@
 #define PR_LOOK_NS 2000000       /* under traffic without a pause, look this often whether the caller must act */
 #define PR_FEW 16                /* frames that hardly pay for the calls that send them */
 #define PR_STREAK 8              /* so many turns of few frames without an idle one are steady traffic: */
-#define PR_GATHER_NS 25000       /* let more come together */
+#define PR_GATHER_NS 25000u      /* let more come together */
 #define PR_REST_EVENTS 32
 
 enum pr_why { PR_WHY_TIME, PR_WHY_LIMIT, PR_WHY_END, PR_WHY_PAUSED, PR_WHY_EVENT, PR_WHY_SIGNAL, PR_WHY_ASKED };
@@ -26,12 +26,12 @@ static inline uint64_t pr_now_ns(void)
 
 /* Under steady traffic that comes in driblets a call a frame would eat the time that the frames need. A question and
  * its answer are not steady: there is an idle turn between them, and they are never held up. */
-static inline uint32_t pr_rest_gather(uint32_t streak, uint32_t moved)
+static inline uint32_t pr_rest_gather(uint32_t streak, uint32_t moved, uint32_t gather_ns)
 {
     if (!moved)
         return 0;
     if (moved < 2 * PR_FEW && streak >= PR_STREAK) /* a slot counts when it comes and when it goes */
-        for (uint64_t until = pr_now_ns() + PR_GATHER_NS; pr_now_ns() < until;)
+        for (uint64_t until = pr_now_ns() + gather_ns; pr_now_ns() < until;)
             pr_relax();
     return streak + 1;
 }

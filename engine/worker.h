@@ -187,7 +187,7 @@ static inline enum pr_why pr_w_run(struct pr_worker *w, uint64_t until_ns)
         if (__atomic_load_n(&w->record->ask, __ATOMIC_ACQUIRE) == PR_ASK_STOP)
             return PR_WHY_ASKED;
         uint32_t moved = pr_w_turn(w);
-        streak = pr_rest_gather(streak, moved);
+        streak = pr_rest_gather(streak, moved, __atomic_load_n(&w->record->gather_ns, __ATOMIC_RELAXED));
         if (moved && turn % 16)
             continue;
         now = pr_now_ns();
