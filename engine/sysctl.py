@@ -60,6 +60,7 @@ def _requested(prefix: str, why: str, *sizes: int) -> list[Knob]:
 
 _SIZES = "memory is made when the engine starts: set [engine] slots, buffers, buffer_size in the configuration and restart"
 _PRIVATE = "every region here is made to the measure of its ports: use ?slots= of a port"
+_OPENING = {"admode": 0, "generic_ringsize": 1024, "generic_rings": 1}
 _KERNEL = "it steers netmap's kernel module, and there is none here"
 
 KNOBS: dict[str, Knob] = {
@@ -81,14 +82,12 @@ KNOBS: dict[str, Knob] = {
         Knob(f"{ANY_QUEUE}maxlen", "rw", 256, "the limit of each CPU's queue", low=1, high=PKTQ_MAXLEN_MAX),
         Knob(f"{ANY_QUEUE}drops", "read", 0, "frames that found it full"),
         Knob("dev.pktring.workers", "rw", 0, "workers that get frames, live: the others run and rest", low=1),
-        Knob("dev.netmap.admode", "rw", 0, "drivers of ports opened from now on: 0 the best, 1 AF_XDP or none, 2 AF_PACKET", low=0, high=2),
         Knob("dev.netmap.generic_mit", "rw", 100_000, "ns for which a doorbell may wait for more frames", low=0, high=10**9),
-        Knob("dev.netmap.generic_ringsize", "rw", 1024, "slots of rings of ports opened from now on", low=2, high=1 << 16),
-        Knob("dev.netmap.generic_rings", "rw", 1, "receive queues of ports opened from now on", low=1, high=64),
-        Knob("dev.netmap.fwd", "rw", 0, "1: what an app leaves marked goes on to the host (transparent mode)", low=0, high=1),
         *_requested("", _SIZES, 1024, 100, 36864, 200, 2048, 163840),
         *_requested("priv_", _PRIVATE, 1024, 2, 20480, 4, 2048, 4098),
         *(Knob(f"dev.netmap.{thing}_curr_{n}", "read", 0, _SIZES) for thing in ("if", "ring", "buf") for n in ("size", "num")),
+        *_foreign("ports are opened when the engine starts: name a driver, slots and rings in [port.NAME]", **_OPENING),
+        *_foreign("frames that apps mark are not passed on to the host by this version", fwd=0),
         *_foreign("workers look for frames each turn anyway", no_pendintr=1, txsync_retry=2),
         *_foreign("a burst is [engine] burst frames", bridge_batch=1024),
         *_foreign("each frame has its own time stamp, by the kernel", no_timestamp=0),

@@ -307,14 +307,6 @@ def test_netmaps_defaults(name, default):
     assert KNOBS[f"dev.netmap.{name}"].default == default
 
 
-@pytest.mark.parametrize("value, number", [(0, 0), (1, 1), ("2", 2), (3, None), (-1, None)])
-def test_admode_is_0_to_2(knobs, values, value, number):
-    if number is None:
-        refused_write(knobs, values, "dev.netmap.admode", value, errno.EINVAL)
-    else:
-        assert knobs.set("dev.netmap.admode", value)[1] == number
-
-
 def test_workers_are_one_to_what_runs(knobs, values):
     assert knobs.set("dev.pktring.workers", 1) == (4, 1)
     values.written.clear()
