@@ -40,13 +40,17 @@ class Client:
         self._request += 1
         data, made = _packed(verb, body, self._request)
         try:
-            sock = self._open(deadline)
-            try:
-                return self._ask(sock, data, [*made, *send_fds], deadline)
-            except BaseException as why:
-                if not isinstance(why, Refused):
+            while True:
+                sock = self._open(deadline)
+                try:
+                    return self._ask(sock, data, [*made, *send_fds], deadline)
+                except Refused:
+                    raise
+                except BaseException as why:
                     self.close()  # what comes now would be taken for the answer to another question
-                raise
+                    if not isinstance(why, Error) or why.code != "E_BUSY" or time.monotonic() >= deadline:
+                        raise
+                # The crowd pushed us out before we were heard.
         finally:
             wire.closed(made)
 

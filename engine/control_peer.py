@@ -38,19 +38,29 @@ class Used:
     connections: int = 0
 
 
+class Group:
+    """The group whose members may change things. Looked up once: asking may take seconds where a directory service answers."""
+
+    def __init__(self, name: str | None):
+        self.name = name or GROUP
+        try:
+            self.gid = grp.getgrnam(self.name).gr_gid
+        except KeyError:
+            self.gid = -1
+
+
 class Peer:
     """The process at the other end. `trusted` (and `why`): root, the engine's own user, or a member of its group.
 
     `attached` says whether it is an app: its connection stays open until it goes, and on_gone tells when it has.
     """
 
-    def __init__(self, number: int, sock: socket.socket, group: str | None):
+    def __init__(self, number: int, sock: socket.socket, group: Group):
         self.id = number
         self.pid, self.uid, self.gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        self.group = group or GROUP
-        self.why = self._why(sock)
+        self.why = self._trust(sock, group)
         self.trusted = bool(self.why)
-        self.why = self.why or f"uid={self.uid} not in group {self.group}"
+        self.why = self.why or f"uid={self.uid} not in group {group.name}"
         self.layout = 0
         self.attached = False
         self.memory = 0
@@ -82,16 +92,12 @@ class Peer:
             ours = f"engine {_shm.ABI_MAJOR}.{_shm.ABI_MINOR} layout {_shm.LAYOUT_HASH:x}"
             raise Error("E_ABI", f"app layout {self.layout:x}, {ours}: run the same pktring on both sides")
 
-    def _why(self, sock: socket.socket) -> str:
+    def _trust(self, sock: socket.socket, group: Group) -> str:
         if self.uid == 0:
             return "uid 0"
         if self.uid == os.geteuid():
             return "the engine's own user"
-        try:
-            gid = grp.getgrnam(self.group).gr_gid
-        except KeyError:
-            return ""
-        return f"group {self.group}" if gid in (self.gid, *_groups(sock)) else ""
+        return f"group {group.name}" if group.gid in (self.gid, *_groups(sock)) else ""
 
 
 def _groups(sock: socket.socket) -> tuple[int, ...]:

@@ -27,12 +27,13 @@ from typing import Any
 
 from ..shm.errors import Error
 from . import control_wire as wire
-from .control_peer import Peer, Quota, Used, pidfd_of
+from .control_peer import Group, Peer, Quota, Used, pidfd_of
 from .pidfd import PidFd
 from .rundir import listen
 
 IDLE_S = 2.0
 NOTE_S = 1.0
+PAUSE_S = 0.1  # of not listening, when the process has no descriptor left at all
 STEP_S = 0.004
 EVENTS = 64  # of one epoll_wait
 ACCEPTS = 32  # in one step
@@ -133,13 +134,13 @@ class Server:
         on_gone: Callable[[Peer], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ):
-        self.path, self.group = path, group
+        self.path, self.group = path, Group(group)
         self.verbs = {name: verb if isinstance(verb, Verb) else Verb(verb) for name, verb in (handlers or {}).items()}
         self.quota = quota or Quota()
         self.stats = dict.fromkeys(("accepted", "refused", "evicted", "expired", "messages", "bad", "denied", "defects"), 0)
         self.longest_step_s = 0.0
         self._on_gone, self._on_note = on_gone or (lambda peer: None), on_note or (lambda line: None)
-        self._quiet_until = 0.0
+        self._quiet_until = self._deaf_until = 0.0
         self._listener = listen(path, mode=mode, group=group)
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
@@ -168,6 +169,9 @@ class Server:
             elif known and known.open:
                 self._serve(known, fd, event)
         self._expire(begin)
+        if 0 < self._deaf_until <= begin:
+            self._epoll.modify(self._listener, select.EPOLLIN)
+            self._deaf_until = 0.0
         self.longest_step_s = max(self.longest_step_s, time.monotonic() - begin)
 
     @property
@@ -227,10 +231,12 @@ class Server:
             os.close(self._spare)
             self._spare = -1
         self.stats["refused"] += 1
-        with contextlib.suppress(OSError):
+        try:
             self._listener.accept()[0].close()
-        with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # not even that: look again in a while
+            self._epoll.modify(self._listener, 0)
+            self._deaf_until = time.monotonic() + PAUSE_S
 
     def _admit(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -262,6 +268,8 @@ class Server:
         if oldest is None:
             raise Error("E_QUOTA", f"uid={uid} has {self.quota.connections} connections in use: end some of them")
         self.stats["evicted"] += 1
+        with contextlib.suppress(OSError):
+            wire.send(oldest.sock, TURNED_AWAY)
         self._drop(oldest)
 
     # ---- requests ----
@@ -504,6 +512,9 @@ def _packed(request: int, got: Answer | Error) -> tuple[bytes, list[int]]:
     if len(raw) <= wire.ROOM:
         return wire.encode("answer", raw, request=request, flags=wire.ANSWER), []
     return wire.encode("answer", b"", request=request, flags=wire.ANSWER | wire.IN_MEMFD), [wire.sealed(raw)]
+
+
+TURNED_AWAY = _packed(0, Error("E_BUSY", "turned away for a newer connection of the same user: ask again"))[0]
 
 
 def _refuse(sock: socket.socket, why: Error) -> None:

@@ -1,6 +1,7 @@
 """A control server for tests: in a thread of this process, or in a process of its own that can be stopped and killed."""
 
 import contextlib
+import gc
 import os
 import select
 import shutil
@@ -16,6 +17,8 @@ from pktring.engine import control_wire as wire
 from pktring.engine import rundir
 from pktring.engine.control import Answer, Server, Verb
 from pktring.shm.errors import Error
+
+SLOW_S = 0.010
 
 
 def echo(peer, body, fds):
@@ -40,10 +43,14 @@ def fail(peer, body, fds):
 
 
 def keep(peer, body, fds):
-    """Keep the first descriptor, write to it, and send it back."""
+    """Take the first descriptor, and write to it."""
+    if not fds:
+        raise Error("E_CTRL_MSG", "nothing to keep")
     kept = fds.pop(0)
-    os.write(kept, b"kept")
-    os.close(kept)
+    try:
+        os.write(kept, b"kept")
+    finally:
+        os.close(kept)
     return {"left": len(fds)}
 
 
@@ -60,7 +67,7 @@ VERBS = {
 
 
 class Serving:
-    """A server in a thread. `cpu_s` is the longest step by the thread's own clock: the machine may have other things to do."""
+    """A server in a thread of this process."""
 
     def __init__(self, verbs=None, **how):
         self.base = tempfile.mkdtemp(prefix="control-")  # not tmp_path: another user has to get there
@@ -68,7 +75,6 @@ class Serving:
         self.path = f"{self.base}/eng0/control.sock"
         os.mkdir(f"{self.base}/eng0")
         self.gone, self.notes = [], []
-        self.cpu_s = 0.0
         self._stop = False
         how = {"on_gone": self.gone.append, "on_note": self.notes.append, "mode": 0o666} | how
         self.server = Server(self.path, handlers=verbs or VERBS, **how)
@@ -78,9 +84,7 @@ class Serving:
         try:
             while not self._stop:
                 select.select([self.server], [], [], 0.02)
-                begin = time.thread_time()
                 self.server.step()
-                self.cpu_s = max(self.cpu_s, time.thread_time() - begin)
         except BaseException:
             traceback.print_exc()
             self.notes.append("the server died")
@@ -102,7 +106,8 @@ class Serving:
 
 @contextlib.contextmanager
 def process(prepare=lambda: None, **how):
-    """A server in a process of its own: (pid, path)."""
+    """A server in a process of its own: (pid, path). The verb `stats` tells its counts, and how long its steps took by its own clock:
+    the longest, `cpu_s`, and of `steps` those that took more than SLOW_S."""
     base = tempfile.mkdtemp(prefix="control-")
     os.chmod(base, 0o755)
     os.mkdir(f"{base}/eng0")
@@ -111,13 +116,10 @@ def process(prepare=lambda: None, **how):
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(ready)
-            server = Server(path, handlers=VERBS, mode=0o666, **how)
-            prepare()
-            os.write(told, b"x")
-            while True:
-                select.select([server], [], [], 0.02)
-                server.step()
+            os.closerange(3, told)
+            os.closerange(told + 1, 1024)
+            gc.freeze()  # what pytest left here is not ours to sweep
+            _serve(path, prepare, told, how)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -131,6 +133,25 @@ def process(prepare=lambda: None, **how):
         os.waitpid(pid, 0)
         os.close(ready)
         shutil.rmtree(base)
+
+
+def _serve(path, prepare, told, how):
+    longest, steps, slow = 0.0, 0, 0
+
+    def stats(peer, body, fds):
+        apps, users = len(server.apps), len(server._used)
+        times = {"cpu_s": longest, "steps": steps, "slow": slow}
+        return server.stats | times | {"open": server.connections, "apps": apps, "users": users}
+
+    server = Server(path, handlers=VERBS | {"stats": Verb(stats, public=True)}, mode=0o666, **how)
+    prepare()
+    os.write(told, b"x")
+    while True:
+        select.select([server], [], [], 0.02)
+        begin = time.thread_time()
+        server.step()
+        took = time.thread_time() - begin
+        longest, steps, slow = max(longest, took), steps + 1, slow + (took > SLOW_S)
 
 
 def connected(path, timeout_s=5.0):
