@@ -245,12 +245,13 @@ class Crew:
         if "log" in message:
             self._log(message["log"])
         if "became" in message:
-            self._became(self.posts[message["became"]], message["found"])
+            self._became(self.posts[message["became"]], message["found"], message["at"])
         return True
 
-    def _became(self, post: Post, found: dict[str, Any]) -> None:
+    def _became(self, post: Post, found: dict[str, Any], at: float) -> None:
+        """`at`: when it had taken the post, by its own clock, which is ours (CLOCK_MONOTONIC)."""
         if post.died_at:
-            took_ms = (time.monotonic() - post.died_at) * 1000
+            took_ms = (at - post.died_at) * 1000
             lost, back = found.get("lost", 0), found.get("reclaimed", 0)
             self._log(f"E_WORKER_DIED worker={post.index + 1} {post.note} reclaimed={back} lost<={lost} resumed_ms={took_ms:.1f}")
             post.died_at = 0.0

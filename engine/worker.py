@@ -92,7 +92,7 @@ class Worker:
         for fd in (self._link.fileno() if self._link else -1, plan.listeners[index].fileno()):
             self._loop.add_event(fd)
         _engine.record_state(record, _engine.PR_WS_RUNNING, os.getpid(), start_time(os.getpid()))
-        self.tell(became=index, gen=gen, found=found if died else {})
+        self.tell(became=index, gen=gen, at=time.monotonic(), found=found if died else {})
 
     def _add_port(self, port: PlannedPort) -> None:
         rx = [self._ring(port, ring) for ring in port.rx[self._index]]

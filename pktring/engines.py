@@ -13,6 +13,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from pktring.engine import config as configs
@@ -27,6 +28,7 @@ from pktring.engine.supervisor import Supervisor
 from pktring.shm.errors import Error
 
 CALLABLES = ("handler", "m2flow", "m2cpuid", "drainedcpu")
+DRIVERS = ["pktring.ports", *(f"pktring.drivers.{name}" for name in ("af_packet", "link", "null", "pcap", "taking", "tap"))]
 START_S = 60.0
 STOP_S = 10.0
 
@@ -74,6 +76,8 @@ class Engine:
 
     def run(self, tell: Callable[[dict[str, Any]], None], owner: int = -1) -> int:
         """Run it in this process, until it is told to stop. `tell` hears {"ready": ...} or {"error": [code, text]}. The exit status."""
+        for module in DRIVERS:  # a controller that takes a dead one's place has no time for imports
+            import_module(module)
         return Supervisor(self.config.name, self._control, tell, owner).run()
 
     def stop(self) -> None:
@@ -136,7 +140,7 @@ class Engine:
 
     # ---- questions ----
 
-    def call(self, verb: str, **body: Any) -> dict[str, Any]:
+    def call(self, verb: str, /, **body: Any) -> dict[str, Any]:
         """Ask the running engine. Raises E_NO_CONTROLLER, and what it refuses with."""
         return call(self.config.name, verb, **body)
 
@@ -215,7 +219,7 @@ class Netisr:
         self._engine.call("vnet", proto=_proto(proto), vnet=vnet, on=False)
 
 
-def call(name: str, verb: str, timeout_s: float = 5.0, **body: Any) -> dict[str, Any]:
+def call(name: str, verb: str, /, timeout_s: float = 5.0, **body: Any) -> dict[str, Any]:
     """Ask the engine of that name. Raises E_NO_ENGINE, E_NO_CONTROLLER, and what it refuses with."""
     with Client(rundir.find(name).control, timeout_s) as client:
         answer, fds = client.call(verb, **body)
