@@ -172,9 +172,9 @@ def rules(config: Config, ports: list[PlannedPort]) -> tuple[list[Rule], list[Ru
 
 
 def carry_whole(plan: Plan, port: PlannedPort) -> None:
-    """Super-frames stay whole if all that happens to them is to leave by ports that take them whole; handlers and apps see wire frames."""
+    """Super-frames stay whole where no handler could see them and every target takes them whole; copies for mirrors and apps are cut."""
     targets = [plan.ports[rule.target] for rule in plan.forwards if rule.source == port.number]
-    whole = bool(targets) and not plan.handlers and not plan.apps and all(_carries(plan, target) for target in targets)
+    whole = bool(targets) and not plan.handlers and all(_carries(plan, target) for target in targets)
     for rings in port.rx:
         for index in rings:
             ring = plan.region.view.ring(index)
