@@ -31,6 +31,8 @@
  *   worker     KERNEL -> OWNED        the kernel returned it, through the socket it was given to
  *   heir       dead one's -> FREE     reclaim: the dead process is fenced (its pidfd is readable), the socket closed in
  *                                     every holder. INFLIGHT only outside of [tail, head): see lane.h
+ *   heir       dead one's OWNED ->    mend: it lies in a slot of the dead one's rings, and in one only: mend.h. What is in
+ *              OWNED(heir)            a slot that holds no frame is only room
  *
  * These are PROHIBITED, and refused:
  *
