@@ -17,11 +17,11 @@ from pktring.shm.errors import Error
 from pktring.shm.region import Region
 
 from . import _engine, opening
-from .config import Config
+from .config import Config, from_text
 from .memory import EngineMemory
 from .netisr import Handler
 from .pidfd import PidFd
-from .plan import AdoptDevice, Plan, adopted_ports, receive
+from .plan import AdoptDevice, Plan, Rule, adopted_ports, receive
 from .rundir import RunDir
 
 ANSWER_S = 1.0
@@ -43,7 +43,7 @@ def call(path: str) -> tuple[int, dict[str, Any], list[int], socket.socket] | No
 
 
 def adopt(
-    config: Config, rundir: RunDir, adopt_device: AdoptDevice, handlers: Sequence[Handler]
+    rundir: RunDir, adopt_device: AdoptDevice, handlers: Sequence[Handler]
 ) -> tuple[Plan, Running, list[tuple[dict[str, Any], list[int]]]] | None:
     """The plan by which workers of a dead controller run, and those workers; None when there are none. Raises what a device refuses."""
     answers = {n - 1: found for n in rundir.workers() if (found := call(rundir.worker(n)))}
@@ -54,7 +54,7 @@ def adopt(
         _close(more)
     try:
         apps = _apps(state, fds)
-        plan = _plan(rundir.memory, config, state, fds, adopt_device, handlers)
+        plan = _plan(rundir.memory, from_text(state["config"]), state, fds, adopt_device, handlers)
     except Error:
         _close(fds)
         raise
@@ -81,11 +81,13 @@ def _plan(
     bells, fds = fds[:n], fds[n:]
     listeners, fds = [socket.socket(fileno=fd) for fd in fds[:n]], fds[n:]
     ports = adopted_ports(state, fds, adopt_device)
-    plan = Plan(config, state["generation"], region, memory, state["cpus"], ports, [], [], bells, listeners)
+    rules = [Rule(source, target, bytes.fromhex(filter), directions) for source, target, filter, directions in state["rules"]]
+    n_forwards = state["n_forwards"]
+    forwards, mirrors = rules[:n_forwards], rules[n_forwards:]
+    plan = Plan(config, state["generation"], region, memory, state["cpus"], ports, forwards, mirrors, bells, listeners)
     by_proto = {memory.netisr.number_of(handler.proto): handler for handler in handlers}
     for told in state["handlers"]:
         plan.handlers[told["proto"]] = by_proto.get(told["proto"]) or Handler(**told)
-    plan.forwards, plan.mirrors = opening.rules(config, ports)
     for port in ports:
         opening.carry_whole(plan, port)
     return plan

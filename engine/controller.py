@@ -32,6 +32,7 @@ from .crew import Crew, Post
 from .netisr import End, Handler
 from .plan import Plan
 from .status import status
+from .supervisor import ANEW
 
 LOOK_S = 0.1
 KEPT_LINES = 200
@@ -77,7 +78,7 @@ class Controller:
                 self._end()
         finally:
             self.rundir.close()
-        return 0
+        return ANEW if self.crew.suspect else 0
 
     def _opened(self) -> Plan:
         """Nobody is there: what dead engines of this name left is cleared away, and everything opened."""
@@ -93,13 +94,12 @@ class Controller:
         self._connect(plan)
         self.crew = Crew(plan, self.log, self._forget)
         try:
+            self._name_ports(plan)
             for handler in self._handlers:
                 plan.handlers[plan.memory.netisr.register(handler)] = handler
             plan.memory.netisr.set_dispatch(str(self.config.boot()["net.isr.dispatch"]))
             plan.memory.netisr.set_active(int(self.config.boot()["dev.pktring.workers"]))
-            for port in plan.ports:
-                self._name_port(plan, port)
-                opening.carry_whole(plan, port)
+            self._carry_whole(plan)
             for post in self.crew.posts:
                 self.crew.fill(post, died=False)
         except BaseException:
@@ -115,16 +115,30 @@ class Controller:
         self.end = End(netisr, pool, plan.region.view, producer=own, bells=plan.bells)
 
     @staticmethod
-    def _name_port(plan: Plan, port: Any) -> None:
-        """netisr knows a port by its ifindex and its life: frames of a life that is over are nobody's."""
-        plan.memory.netisr.set_port(port.number, int(port.device.facts().get("ifindex", 0)), 0)
+    def _name_ports(plan: Plan) -> None:
+        """netisr knows a port by its ifindex and its vnet, which is its network namespace: 0 is the engine's own."""
+        netisr = plan.memory.netisr
+        vnets: dict[str | None, int] = {None: 0}
+        for port in plan.ports:
+            netns = getattr(port.device, "netns", None)
+            if netns not in vnets:
+                vnets[netns] = netisr.make_vnet()
+            netisr.set_port(port.number, _ifindex(port), vnets[netns])
+
+    def _follow_port(self, port: Any, gone: bool) -> None:
+        """Frames of a port that is gone, or is another interface now, are nobody's."""
+        netisr, ifindex = self.plan.memory.netisr, 0 if gone else _ifindex(port)
+        before, _, vnet = netisr.port(port.number)
+        if ifindex != before:
+            netisr.set_port(port.number, ifindex, vnet)
 
     def _adopted(self) -> Plan | None:
         """The plan of workers that run without a controller, None when there are none."""
-        found = adoption.adopt(self.config, self.rundir, self._adopt_device, self._handlers)
+        found = adoption.adopt(self.rundir, self._adopt_device, self._handlers)
         if found is None:
             return None
         plan, crew, self.adopted_apps = found
+        self.config = plan.config
         self._connect(plan)
         self.crew = Crew(plan, self.log, self._forget)
         for post in self.crew.posts:
@@ -156,7 +170,7 @@ class Controller:
         tell({"ready": {"name": self.config.name, "pid": os.getpid(), "control": self.rundir.control}})
         sd_notify.notify("READY=1")
         next_look = 0.0
-        while not self._stop:
+        while not self._stop and not self.crew.suspect:
             self._watch_crew()
             for key, _ in self._poll.select(max(0.0, min(LOOK_S, next_look - time.monotonic()))):
                 key.data()
@@ -166,6 +180,8 @@ class Controller:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
+        if self.crew.suspect:
+            self.log(f"E_LEDGER {self.crew.suspect.text}: everything is ended and started anew")
         sd_notify.notify("STOPPING=1")
 
     def stop(self) -> None:
@@ -219,13 +235,24 @@ class Controller:
 
     def change(self, plan: Plan) -> None:
         """Go over to another plan without losing a frame. Raises what it is refused for; nothing has changed then."""
-        self.crew.replace_all(plan)
+        self._carry_whole(plan)
+        try:
+            self.crew.replace_all(plan)
+        except Error:
+            self._carry_whole(self.plan)
+            raise
         self.plan = plan
 
     def renew(self, plan: Plan) -> None:
         """Take a plan that differs only in what the workers have noticed themselves."""
+        self._carry_whole(plan)
         self.crew.renew(plan)
         self.plan = plan
+
+    @staticmethod
+    def _carry_whole(plan: Plan) -> None:
+        for port in plan.ports:
+            opening.carry_whole(plan, port)
 
     def _look(self) -> None:
         self.crew.due()
@@ -254,7 +281,7 @@ class Controller:
             for event in port.watch.events():
                 self.log(event.line)
                 anew = port.device.follow(event) or anew
-                self._name_port(self.plan, port)
+                self._follow_port(port, event.kind in ("gone", "moved"))
             if anew:  # other sockets lie behind its numbers now, and the workers have the old ones
                 self.change(self.plan)
 
@@ -327,6 +354,10 @@ class Controller:
         from setproctitle import setproctitle
 
         setproctitle(f"pktring: controller {self.config.name}")
+
+
+def _ifindex(port: Any) -> int:
+    return int(port.device.facts().get("ifindex", 0))
 
 
 def _signals(hear: Callable[[int], None]) -> int:

@@ -9,6 +9,7 @@ A death costs the burst in hand; a replacement costs nothing: the kernel's rings
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -68,6 +69,7 @@ class Crew:
         self.plan = plan
         self.posts = [Post(i) for i in range(len(plan.cpus))]
         self.spare: Hand | None = None
+        self.suspect: Error | None = None  # what a worker found is such that nobody may go on with it
         self._log = log
         self._forget = forget
 
@@ -129,17 +131,27 @@ class Crew:
     # ---- posts ----
 
     def fill(self, post: Post, *, died: bool) -> None:
-        """Put the spare into a post that is empty, and warm up another. Raises what `ready_spare` raises."""
+        """Put the spare into a post that is empty; another is warmed up when this one runs. Raises what `ready_spare` raises."""
         spare = self.ready_spare()
         post.gen += 1
-        post.pinned = pin(spare.pid, self.plan.cpus[post.index])
+        self._pin(post, spare)
         _engine.record_ask(self.plan.memory.record(post.index), _engine.PR_ASK_GO, post.gen)
         spare.link.settimeout(None)
         spare.link.send(json.dumps({"become": post.index, "gen": post.gen, "died": died}).encode())
         post.hand, self.spare = spare, None
         post.progress = (0, 0)
         self.kick_all()
-        self.fork_spare()
+
+    def _pin(self, post: Post, spare: Hand) -> None:
+        """Raises E_AFFINITY where the configuration wants every worker on its CPU."""
+        wanted, before = self.plan.cpus[post.index], post.pinned
+        if not self.plan.config.bindthreads:
+            return
+        post.pinned = pin(spare.pid, wanted)
+        if post.pinned and self.plan.config.strict_affinity:
+            raise Error("E_AFFINITY", f"worker={post.index + 1} {post.pinned}: name other CPUs, or strict_affinity = false")
+        if post.pinned != before:
+            self._log(f"W_AFFINITY worker={post.index + 1} {post.pinned}")
 
     def stop(self, post: Post) -> bool:
         """Ask a worker to stop at the next burst boundary, and wait until it has. False: it would not, and was killed."""
@@ -200,17 +212,26 @@ class Crew:
             post.hold_s = 0.0
         post.note = f"pid={hand.pid} {how}"
         if not often:
-            self.fill(post, died=True)
+            self._fill_again(post)
 
     def due(self) -> None:
         """Fill posts that were held off long enough."""
         now = time.monotonic()
         for post in self.posts:
             if post.hand is None and now >= post.held_until:
-                self.fill(post, died=True)
+                self._fill_again(post)
+
+    def _fill_again(self, post: Post) -> None:
+        try:
+            self.fill(post, died=True)
+        except Error as why:
+            post.held_until = time.monotonic() + LAST_HOLD_S
+            self._log(f"{why.code} worker={post.index + 1}: {why.text}; tried again in {LAST_HOLD_S:g} s")
 
     def look(self, has_work: Callable[[int], bool]) -> None:
         """Called every 100 ms: a worker that has work and does not get on is killed; its death is then seen like any other."""
+        if not self.spare:
+            self.fork_spare()
         for post in self.posts:
             if not post.hand:
                 continue
@@ -242,6 +263,8 @@ class Crew:
             hand.ready, hand.facts = True, message["ready"]
         if "error" in message:
             hand.refused = Error(*message["error"])
+            if hand.refused.code == "E_LEDGER":
+                self.suspect = hand.refused
         if "log" in message:
             self._log(message["log"])
         if "became" in message:
@@ -299,7 +322,7 @@ def pin(pid: int, cpu: int) -> str:
         os.sched_setaffinity(pid, {cpu})
     except OSError as why:
         allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        return f"W_AFFINITY wanted cpu{cpu} ({why.strerror}), running on {allowed}"
+        return f"wanted cpu{cpu} ({errno.errorcode.get(why.errno or 0, why.strerror)}), running on {allowed}"
     return ""
 
 

@@ -20,7 +20,7 @@ from pktring.shm.device import Device
 from pktring.shm.errors import Error
 from pktring.shm.region import Region
 
-from .config import Config
+from .config import Config, render
 from .handlers import importable_name
 from .memory import EngineMemory
 from .netisr import Handler
@@ -107,7 +107,17 @@ class Plan:
             apps.append((state, len(more)))
             fds += more
         handlers = [described(handler) for handler in self.handlers.values()]
-        state = {"generation": self.generation, "cpus": self.cpus, "ports": ports, "handlers": handlers, "apps": apps}
+        rules = [[rule.source, rule.target, rule.filter.hex(), rule.directions] for rule in (*self.forwards, *self.mirrors)]
+        state = {
+            "config": render(self.config),
+            "generation": self.generation,
+            "cpus": self.cpus,
+            "ports": ports,
+            "rules": rules,
+            "n_forwards": len(self.forwards),
+            "handlers": handlers,
+            "apps": apps,
+        }
         return state, fds
 
 

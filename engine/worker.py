@@ -40,7 +40,11 @@ def live(plan: Plan, link: socket.socket) -> int:
     order = worker.hear()
     if "become" not in order:
         return 0
-    worker.become(order["become"], order["gen"], order["died"])
+    try:
+        worker.become(order["become"], order["gen"], order["died"])
+    except Error as why:
+        worker.tell(error=[why.code, why.text])
+        return 1
     return worker.run()
 
 

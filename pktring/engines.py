@@ -76,6 +76,8 @@ class Engine:
 
     def run(self, tell: Callable[[dict[str, Any]], None], owner: int = -1) -> int:
         """Run it in this process, until it is told to stop. `tell` hears {"ready": ...} or {"error": [code, text]}. The exit status."""
+        if self._file and (folder := os.path.dirname(os.path.abspath(self._file))) not in sys.path:
+            sys.path.append(folder)  # where its handlers may lie
         for module in DRIVERS:  # a controller that takes a dead one's place has no time for imports
             import_module(module)
         return Supervisor(self.config.name, self._control, tell, owner).run()
