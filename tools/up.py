@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +53,16 @@ def load(path: str) -> Config:
     """Read a configuration, down to its port names and handlers, and open nothing. Raises E_CONFIG and what those are refused with."""
     from pktring.engine import config
 
-    return config.load(path, check_port=_check_port)
+    return config.load(path, check_port=_check_port, check_handler=_handler_check(path))
+
+
+def _handler_check(path: str) -> Callable[[str], object]:
+    """Import what a configuration names, from its own folder too, as the workers will."""
+    from pktring.engine import handlers
+
+    if (folder := os.path.dirname(os.path.abspath(path))) not in sys.path:
+        sys.path.append(folder)
+    return handlers.imported
 
 
 def _check_port(name: str) -> None:
