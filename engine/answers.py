@@ -94,7 +94,11 @@ class Answers:
             raise Error("E_CONFIG", "[[mirror]]: a new target cannot be opened while the engine runs: restart it")
         wanted = {h.name: h for h in handlers}
         plan = c.plan.changed(config=config, handlers=dict(c.plan.handlers))
-        gone = [number for number, h in plan.handlers.items() if h.name not in wanted or h.name in change.protocols_changed]
+        stale = {*change.protocols_removed, *change.protocols_changed}  # not what was registered while the engine ran
+        for number, h in plan.handlers.items():
+            if h.name in stale and h.name in wanted and _registered_alike(h, wanted[h.name]):
+                plan.handlers[number] = wanted[h.name]  # it runs something else: no frame is refused meanwhile
+        gone = [number for number, h in plan.handlers.items() if h.name in stale and h is c.plan.handlers[number]]
         plan.forwards, plan.mirrors = opening.rules(config, c.plan.ports)
         for number in gone:
             del plan.handlers[number]
@@ -217,3 +221,10 @@ class Answers:
         """Several times a second: apps in quarantine are told of, and what waited for a worker is finished."""
         for line in self.apps.tick():
             self._c.log(line)
+
+
+def _registered_alike(old: Handler, new: Handler) -> bool:
+    """Is all of a registration the same that netisr's tables have of it?"""
+    facts = ("name", "proto", "policy", "qlimit", "dispatch")
+    calls = ("m2flow", "m2cpuid", "drainedcpu")
+    return all(getattr(old, f) == getattr(new, f) for f in facts) and all(bool(getattr(old, c)) == bool(getattr(new, c)) for c in calls)

@@ -31,7 +31,7 @@ def status(plan: Plan, crew: Crew, apps: AppTable, supervisor: int, started: flo
         "uptime_s": round(time.monotonic() - started, 3),
         "version": _version(),
         "workers": [_worker(plan, crew, post) for post in crew.posts],
-        "ports": {port.name: _port(port, rows) for port in plan.ports},
+        "ports": {port.name: _port(port, rows) | {"vnet": plan.memory.netisr.port(port.number)[2]} for port in plan.ports},
         "netisr": {"settings": plan.memory.settings()} | netisr.json(tables),
         "handlers": plan.memory.handler_report(plan.handlers),
         "apps": apps.describe(),
