@@ -10,6 +10,7 @@
 #define PR_SPIN_NS 50000         /* stay awake this long after the last frame: a sleep and wake costs 20 us */
 #define PR_SLEEP_MS 100          /* and never sleep longer than this, whatever was lost */
 #define PR_LOOK_NS 2000000       /* under traffic without a pause, look this often whether the caller must act */
+#define PR_STATS_NS 100000000    /* how old the kernel's drop counts in the rows may be */
 #define PR_FEW 16                /* frames that hardly pay for the calls that send them */
 #define PR_STREAK 8              /* so many turns of few frames without an idle one are steady traffic: */
 #define PR_GATHER_NS 25000u      /* let more come together */

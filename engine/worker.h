@@ -129,6 +129,20 @@ static inline uint32_t pr_w_turn(struct pr_worker *w)
 
 /* ---- rest ---- */
 
+/* The kernel's own drop counts come into the rows. -> when that was done last */
+static inline uint64_t pr_w_stats(struct pr_worker *w, uint64_t now, uint64_t last)
+{
+    if (now - last < PR_STATS_NS)
+        return last;
+    for (uint32_t p = 0; p < w->n_ports; p++)
+        for (uint32_t r = 0; r <= w->port[p].n_rx; r++) {
+            struct pr_ringh *h = r < w->port[p].n_rx ? w->port[p].rx[r] : w->port[p].tx;
+            if (h && h->dev && h->dev->ops->stats)
+                h->dev->ops->stats(h->dev, h);
+        }
+    return now;
+}
+
 /* Nothing moved: sleep until a device, another worker or an event wakes us. */
 static inline int pr_w_sleep(struct pr_worker *w, uint64_t until_ns)
 {
@@ -179,7 +193,7 @@ static inline int pr_w_sleep(struct pr_worker *w, uint64_t until_ns)
 /* Run until `until_ns` (CLOCK_MONOTONIC), or until the caller must act: why. */
 static inline enum pr_why pr_w_run(struct pr_worker *w, uint64_t until_ns)
 {
-    uint64_t last = pr_now_ns(), now = last, looked = last;
+    uint64_t last = pr_now_ns(), now = last, looked = last, counted = 0;
     uint32_t streak = 0;
     for (uint32_t turn = 0;; turn++) {
         int why;
@@ -193,6 +207,7 @@ static inline enum pr_why pr_w_run(struct pr_worker *w, uint64_t until_ns)
         now = pr_now_ns();
         if (now >= until_ns)
             return PR_WHY_TIME;
+        counted = pr_w_stats(w, now, counted);
         if (moved) {
             last = now;
             if (now - looked > PR_LOOK_NS) {
