@@ -97,7 +97,7 @@ class Border:
     def __exit__(self, kind, *_):
         for port in self.ports:
             port.close()
-        for app in list(self.table.apps.values()):
+        for app in list(self.table.apps.values()) if kind is None else ():
             self.detach(app)
         after = self.count()
         self.holds.clear()
