@@ -9,6 +9,7 @@
 
 #include "flow.h"
 #include "hand.h"
+#include "rps.h"
 
 enum pr_netisr_number {
     PR_NETISR_IP = 1, PR_NETISR_IGMP, PR_NETISR_ROUTE, PR_NETISR_ARP, PR_NETISR_ETHER, PR_NETISR_IPV6,
@@ -33,16 +34,20 @@ static inline uint32_t pr_classify(const uint8_t *frame, uint32_t len)
     return PR_NETISR_ETHER;
 }
 
-/* Give every frame of the batch that has no flow hash the one that its headers make; what is not IP gets none. */
-static inline void pr_classify_flows(const struct pr_region *rg, const struct pr_batch *b, const struct pr_toeplitz_table *t)
+/* Give every frame of the batch that has no flow hash one, by a routine of rps.h: `toeplitz` makes it of the headers, and
+ * what is not IP gets none; by the others every frame has one. */
+static inline void pr_classify_flows(const struct pr_region *rg, const struct pr_batch *b, const struct pr_toeplitz_table *t,
+                                     uint32_t routine, uint32_t ncpu, uint32_t curcpu)
 {
     for (uint32_t i = 0; i < b->n; i++) {
         uint64_t d = b->desc[b->first[i]];
         struct pr_meta *m = pr_meta_of(rg, pr_desc_idx(d));
         if (!d || (m->flags & PR_META_HASH))
             continue;
-        int kind;
-        m->hash = pr_flow_hash(pr_buf(rg, pr_desc_idx(d)), pr_desc_len(d), t, &kind);
+        const uint8_t *frame = pr_buf(rg, pr_desc_idx(d));
+        int kind = PR_FLOW_KINDS;
+        m->hash = routine == PR_RPS_TOEPLITZ ? pr_flow_hash(frame, pr_desc_len(d), t, &kind)
+                                             : pr_rps_hash(routine, frame, pr_desc_len(d), t, ncpu, curcpu);
         if (kind != PR_FLOW_NONE)
             m->flags |= PR_META_HASH;
     }

@@ -367,6 +367,7 @@ static PyObject *get_bindthreads(PyObject *o, void *unused)
 
 static PyGetSetDef netisr_fields[] = {
     {"dispatch", get_word, set_word, "the global policy", (void *)offsetof(struct pr_netisr_control, dispatch)},
+    {"rps", get_word, set_word, "the routine that hashes flows", (void *)offsetof(struct pr_netisr_control, rps)},
     {"active", get_word, set_word, "workstreams that frames are placed on", (void *)offsetof(struct pr_netisr_control, active)},
     {"defaultqlimit", get_word, set_word, "of registrations that name none", (void *)offsetof(struct pr_netisr_control, defaultqlimit)},
     {"vnets", get_vnets, NULL, "which vnets exist, a bit each", NULL},

@@ -28,7 +28,7 @@ class Knobs:
 
     def __init__(self, controller: Controller):
         self._c = controller
-        self._kept: dict[str, Value] = {RPS_HASH: rps.DEFAULT}
+        self._kept: dict[str, Value] = {}
 
     def get(self, name: str) -> Any:
         """The value now."""
@@ -39,9 +39,11 @@ class Knobs:
             return netisr.tables()[TABLES[name]]
         if name == "dev.pktring.workers":
             return netisr.active
+        if name == RPS_HASH:
+            return rps.ROUTINES[netisr.rps]
         if name == "dev.netmap.generic_mit":
             return _engine.record_read(self._c.plan.memory.record(0))["gather_ns"]
-        if name.startswith(QUEUE) and name != RPS_HASH:
+        if name.startswith(QUEUE):
             return self._of_queue(*name.removeprefix(QUEUE).rpartition(".")[::2])
         if name.startswith("dev.netmap.") and "_curr_" in name:
             return self._size(name)
@@ -56,9 +58,11 @@ class Knobs:
             netisr.set_defaultqlimit(int(value))
         elif name == "dev.pktring.workers":
             netisr.set_active(int(value))
+        elif name == RPS_HASH:
+            netisr.set_rps_hash(str(value))
         elif name == "dev.netmap.generic_mit":
             self._c.plan.memory.set_gather(int(value))
-        elif name.startswith(QUEUE) and name != RPS_HASH:
+        elif name.startswith(QUEUE):
             netisr.setqlimit(name.removeprefix(QUEUE).rpartition(".")[0], int(value))
         else:
             self._kept[name] = value

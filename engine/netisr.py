@@ -22,6 +22,7 @@ from typing import Any
 from . import _engine
 from .netisr_rules import DISPATCHES, MAXPROT, NO_CPU, POLICIES, PROTOCOLS, Handler, Refused, check, number, word
 from .netisr_tables import HAS_WORKER, STRUCTS, Row, Tables, json, libxo, pack, text, unpack
+from .rps import ROUTINES
 
 __all__ = [
     "DISPATCHES", "INTERNAL", "MAXPROT", "NO_CPU", "NO_PORT", "POLICIES", "PROTOCOLS",
@@ -270,6 +271,10 @@ class Netisr(_engine.Netisr):
         if not 0 < n <= self.workstreams:
             raise Refused(errno.EINVAL, f"{n} workstreams: there are {self.workstreams}")
         self.active = n
+
+    def set_rps_hash(self, name: str) -> None:
+        """Set how frames are hashed that policy FLOW places and that have no hash: one of rps.ROUTINES. Flows may be reordered by it."""
+        self.rps = ROUTINES.index(name)
 
     def settings(self) -> dict[str, Any]:
         """What netstat -Q calls the configuration."""

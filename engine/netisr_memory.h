@@ -34,6 +34,7 @@
 #define PR_NETISR_MEMORY_H
 
 #include "hand.h"
+#include "rps.h"
 
 #define PR_NETISR_MAGIC 0x31727369746e7270ull /* "prntisr1" */
 #define PR_NETISR_PROTOS 17u
@@ -72,7 +73,8 @@ struct pr_netisr_control {
     uint32_t active;   /* frames are placed on workstreams 0 .. active - 1 */
     uint64_t vnets;    /* which exist, a bit each; 0 always does */
     uint32_t defaultqlimit; /* of registrations that name none */
-    uint8_t pad[44];
+    uint32_t rps;      /* enum pr_rps: how frames get the hash that policy FLOW places them by */
+    uint8_t pad[40];
     uint64_t port[PR_NETISR_PORTS]; /* ifindex << 32 | life: the port's generation << 8 | its vnet. Generation 0 = no such port */
 };
 
@@ -239,6 +241,7 @@ static inline int pr_netisr_format(void *mem, size_t bytes, const struct pr_neti
     v.control->dispatch = PR_DISPATCH_DIRECT;
     v.control->active = v.n_ws;
     v.control->vnets = 1;
+    v.control->rps = PR_RPS_TOEPLITZ;
     v.control->defaultqlimit = g->defaultqlimit;
     for (uint32_t w = 0; w < v.n_ws; w++)
         v.ws[w].cpu = w;

@@ -158,8 +158,11 @@ static inline uint64_t pr_netisr_place_all(struct pr_netisr_placing *p, struct p
                                            uint64_t *used)
 {
     uint64_t kept = 0;
-    if (p->policy == PR_POLICY_FLOW && p->e->flows)
-        pr_classify_flows(p->e->rg, b, p->e->flows);
+    if (p->policy == PR_POLICY_FLOW && p->e->flows) {
+        const struct pr_netisr_control *c = p->e->v.control;
+        uint32_t routine = __atomic_load_n(&c->rps, __ATOMIC_RELAXED), n = __atomic_load_n(&c->active, __ATOMIC_RELAXED);
+        pr_classify_flows(p->e->rg, b, p->e->flows, routine, n, p->e->ws == PR_NO_WS ? 0 : p->e->ws);
+    }
     for (*used = 0; frames; frames &= frames - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(frames);
         uint64_t *desc = &b->desc[b->first[i]], was = *desc;
