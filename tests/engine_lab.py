@@ -92,7 +92,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(net, config=FORWARD, *flags, handlers=None, env=None):
+def running(net, config=FORWARD, *flags, handlers=None, env=None, command=(sys.executable, "-m", "pktring.tools.main")):
     """Run `pktring up` until the block ends, then end it as a user does. `handlers`: source of a module `handlers` that it can import."""
     with tempfile.TemporaryDirectory(prefix="pktring-test-") as folder:
         path = Path(folder)
@@ -100,13 +100,13 @@ def running(net, config=FORWARD, *flags, handlers=None, env=None):
         if handlers:
             (path / "handlers.py").write_text(handlers)
         env = {**os.environ, "PKTRING_RUNDIR": f"{folder}/run", "PYTHONPATH": folder, "PKTRING_DEBUG": "1", **(env or {})}
-        argv = [sys.executable, "-m", "pktring.tools.main", "up", str(path / "engine.toml"), *flags]
+        argv = [*command, "up", str(path / "engine.toml"), *flags]
         child = net.lab.start(net.fa.netns, argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         engine = Running(net, child, env)
         reader = threading.Thread(target=engine.listen, daemon=True)
         reader.start()
         try:
-            engine.told(r"is ready", timeout_s=READY_S)
+            _ready(engine)
             yield engine
         finally:
             if child.poll() is None:
@@ -120,6 +120,12 @@ def running(net, config=FORWARD, *flags, handlers=None, env=None):
                 reader.join(5)
         assert child.returncode == 0, engine.said[-20:]
         assert not left, (left, engine.said[-20:])
+
+
+def _ready(engine):
+    """Ready, or what it said instead."""
+    eventually(lambda: engine.lines("is ready") or engine.child.poll() is not None, READY_S)
+    assert engine.lines("is ready"), engine.said[-20:]
 
 
 def _survivors(folder):

@@ -1,0 +1,99 @@
+"""An engine that may be killed as often as one likes, and the processes of it.
+
+Five deaths in ten seconds are a crash loop, which is held off on purpose (test_engine_loops.py); here thousands are meant.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+from command import eventually
+from engine_lab import running
+
+from pktring.engine.control import Client
+from pktring.shm.errors import Error
+
+PATIENT = (
+    sys.executable,
+    "-c",
+    "import sys; from pktring.engine import crew, supervisor; from pktring.tools.main import main;"
+    " crew.DEATHS = supervisor.DEATHS = 10**6; sys.exit(main())",
+)
+DIED = r"E_WORKER_DIED worker={} "
+SLOTS = 4096  # of AF_PACKET's rings: a burst of load during a replacement lies there
+FORWARD = f"""
+[engine]
+name = "t"
+workers = 2
+slots = {SLOTS}
+[port.left]
+interface = "fa"
+rings = 2
+[port.right]
+interface = "fb"
+rings = 2
+[[forward]]
+from = "left"
+to = "right"
+both = true
+"""
+
+
+class Rig:
+    """A running engine (engine_lab.Running), asked over its socket without a process for each question."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.control = f"{engine.env['PKTRING_RUNDIR']}/{engine.name}/control.sock"
+
+    def call(self, verb, timeout_s=5.0, **body):
+        with Client(self.control, timeout_s) as client:
+            answer, fds = client.call(verb, **body)
+        for fd in fds:
+            os.close(fd)
+        return answer
+
+    def status(self):
+        """The status, also where a controller is just dying and another coming."""
+
+        def asked():
+            with contextlib.suppress(Error):
+                return self.call("status")
+
+        return eventually(asked, 10)
+
+    def pid(self, number, not_=0):
+        """The pid of worker `number` once it runs and is another than `not_`."""
+
+        def there():
+            worker = self.status()["workers"][number - 1]
+            return worker["pid"] if worker["state"] == "running" and worker["pid"] != not_ else None
+
+        return eventually(there, 10)
+
+    def lines(self, pattern):
+        return self.engine.lines(pattern)
+
+    def told_more(self, pattern, n, timeout_s=10.0):
+        """Wait until more than `n` lines match. -> the last"""
+        deadline = time.monotonic() + timeout_s
+        while len(found := self.lines(pattern)) <= n:
+            assert time.monotonic() < deadline, (pattern, self.engine.said[-8:])
+            time.sleep(0.0005)
+        return found[-1]
+
+
+@contextlib.contextmanager
+def patient(net, config=FORWARD, **how):
+    """The engine, running between the hosts of `live.middle`."""
+    with running(net, config, command=PATIENT, **how) as engine:
+        yield Rig(engine)
+
+
+def kill(pid, number=signal.SIGKILL):
+    """-> when, in seconds since the epoch, as the listener's times are"""
+    at = time.time()
+    os.kill(pid, number)
+    return at
