@@ -1,13 +1,16 @@
 """The border between a worker and an attached app, both sides in this process: what passes, what is refused, and whose each buffer is."""
 
+import ctypes
 import fcntl
 import itertools
 import os
+import random
 import select
 import socket
 import threading
 import time
 
+import ckernel
 import pytest
 from attached import CUR, HEAD, NEED, STRANGER, TAIL, Border, Words
 from frames import numbered
@@ -495,8 +498,6 @@ def memfd_seals():
 
 
 def punch(fd, offset, size):
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     keep_size_punch_hole = 0x01 | 0x02
     assert libc.fallocate(fd, keep_size_punch_hole, ctypes.c_long(offset), ctypes.c_long(size)) == 0, os.strerror(ctypes.get_errno())
@@ -576,3 +577,105 @@ def test_a_flooded_bell_blocks_nobody(border):
         words.set(HEAD, words.get(TAIL))
         assert border.offer(app, [numbered(i)]) == 1
     assert border.holds[app.id, 0].heard() >= 0 and time.monotonic() - begun < 5
+
+
+# ---- super-frames ----
+
+CUT = """
+#include "border_tx.h"
+#include <stdlib.h>
+
+enum { SLOTS = 32 };
+static struct pr_region rg, own;
+static struct pr_app_record record;
+
+static void make(struct pr_region *r, uint32_t bufs)
+{
+    uint64_t size = pr_carve(&r->g, 1, 2, SLOTS, bufs, 2048);
+    r->mem = aligned_alloc(PR_PAGE, size);
+    memset(r->mem, 0, size);
+    r->owner = calloc(bufs, 8);
+    r->krings = calloc(2, sizeof *r->krings);
+    r->rows = calloc(2, sizeof *r->rows);
+}
+
+static struct pr_ringh ring(struct pr_region *r, uint32_t i, uint32_t dir)
+{
+    uint64_t at = r->g.ring_ofs + (uint64_t)i * r->g.ring_size;
+    r->krings[i] = (struct pr_kring){.num_slots = SLOTS, .dir = dir, .row = i, .ring_ofs = at};
+    return (struct pr_ringh){.ring = (struct pr_ring *)(r->mem + at), .k = &r->krings[i], .row = &r->rows[i], .rg = r, .n = SLOTS};
+}
+
+/* Offer a super-frame to an app; what lies in its ring then goes to out. Frames, -1 = it was dropped. */
+int cut(uint8_t *frame, uint32_t len, uint32_t gso_size, uint32_t l4, int trusted, int whole, int give, uint8_t *out, uint32_t *lens)
+{
+    struct pr_pool pool;
+    uint32_t bufs[64], n = (len + 1791) / 1792, frames = 0;
+    uint64_t desc[64], counts[PR_N_OWNER_STATES + 1];
+    make(&rg, 256);
+    make(&own, 2 + 2 * SLOTS);
+    pr_pool_init(&pool, rg.owner, 256, 1, 1, 254, malloc(4096));
+    pr_pool_deal(&pool);
+    record = (struct pr_app_record){.state = PR_APP_LIVE, .generation = 1, .id = 3, .sides = 1};
+    struct pr_app a = {.rec = &record, .side = record.side, .rx = ring(trusted ? &rg : &own, 0, PR_RX), .rg = &rg, .generation = 1,
+                       .tx = ring(trusted ? &rg : &own, 1, PR_TX), .id = 3, .trusted = trusted, .whole = whole, .bell = -1};
+    for (int r = 0; r < 2; r++) {
+        struct pr_ringh *h = r ? &a.tx : &a.rx;
+        pr_pool_take(&pool, bufs, SLOTS);
+        for (uint32_t i = 0; i < SLOTS; i++)
+            if (!trusted)
+                bufs[i] = pr_app_first(h, i);
+            else
+                pr_pool_lend(&pool, bufs[i], 3);
+        pr_ring_deal(h, bufs);
+    }
+    if (!pr_app_begin(&a, &pool) || !pr_app_turn(&a) || pr_pool_take(&pool, bufs, n) != n)
+        return -2;
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t put = len - k * 1792 < 1792 ? len - k * 1792 : 1792;
+        memcpy(pr_buf(&rg, bufs[k]), frame + k * 1792, put);
+        desc[k] = pr_desc(bufs[k], (uint16_t)put, k + 1 < n ? PR_NS_MOREFRAG : 0);
+    }
+    *pr_meta_of(&rg, bufs[0]) = (struct pr_meta){.flags = PR_META_GSO, .gso_type = 1, .gso_size = (uint16_t)gso_size,
+                                                 .vnet_flags = 1, .csum_start = (uint16_t)l4, .csum_offset = 16};
+    int got = give ? pr_app_give(&a, &pool, desc, n) : pr_app_offer(&a, &pool, desc, n);
+    if (!give)
+        pr_hand_free(&pool, desc, n);
+    pr_pool_count(&pool, counts);
+    if (counts[PR_OWNED] != (trusted ? 0 : 2 * SLOTS)) /* a sealed app's slots took none of these; ours were taken to be dealt */
+        return -3;
+    pr_app_publish(&a);
+    for (uint32_t i = 0, tail = a.rx.ring->tail, slots; got > 0 && (slots = pr_frame_slots(&a.rx, i, tail)); frames++)
+        for (lens[frames] = 0; slots; slots--, i = pr_next(&a.rx, i)) {
+            const struct pr_slot *s = &a.rx.ring->slot[i];
+            memcpy(out, pr_buf(a.rx.rg, s->buf_idx), s->len);
+            out += s->len;
+            lens[frames] += s->len;
+        }
+    return got < 0 ? -1 : (int)frames;
+}
+"""
+
+
+@KINDS
+@pytest.mark.parametrize("give", [0, 1], ids=["copy", "consume"])
+def test_an_app_gets_wire_frames_of_a_super_frame_unless_it_wants_it_whole(uid, give):
+    from scapy.layers.inet import IP, TCP
+    from scapy.layers.l2 import Ether
+
+    lib = ckernel.load(CUT, sanitize=True)
+    payload = bytes(random.Random(7).randbytes(9000))
+    frame = bytes(Ether() / IP(dst="10.0.0.1") / TCP(seq=1000, flags="PA") / payload)
+
+    def cut(gso_size, whole=0):
+        out, lens = ctypes.create_string_buffer(1 << 17), (ctypes.c_uint32 * 64)()
+        n = lib.cut(frame, len(frame), gso_size, 34, not uid, whole, give, out, lens)
+        ends = list(itertools.accumulate(lens[: max(n, 0)]))
+        return n if n < 0 else [out.raw[end - length : end] for end, length in zip(ends, lens[:n], strict=True)]
+
+    parts = [Ether(part) for part in cut(1448)]
+    assert [len(part[TCP].payload) for part in parts] == [1448] * 6 + [9000 - 6 * 1448]
+    assert b"".join(bytes(part[TCP].payload) for part in parts) == payload
+    assert [part[TCP].seq for part in parts] == [1000 + 1448 * i for i in range(7)]
+    assert cut(1448, whole=1) == [frame]
+    assert cut(100) == -1, "90 frames do not fit 31 slots: none comes"
