@@ -189,8 +189,8 @@ class Answers:
             names = ", ".join(p.name for p in c.plan.ports)
             raise Error("E_NO_PORT", f"engine {c.config.name} has no port {body['port']!r}: it has {names}")
         mode, slots, text = str(body.get("mode", "copy")), int(body.get("slots", 256)), str(body.get("filter", ""))
-        if mode != "copy":
-            peer.require_trust(f"taking frames from {port.name}")
+        if mode != "copy" or not c.config.guests:
+            peer.require_trust(f"attaching to {port.name} (mode {mode})")
         program = compile_filter(text) if text else b""
         app, theirs, reply = self.apps.attach(
             peer.uid, peer.gid, peer.pid, port, mode=mode, filter=program, slots=slots, workers=len(c.plan.cpus)

@@ -68,7 +68,7 @@ class Controller:
         """Start or adopt, say that it is ready, serve until told to stop. Raises what the start fails with; nothing is left then."""
         self._title()
         self._wake = _signals(self._hear)
-        self.rundir = rundir.claim(self.config.name)
+        self.rundir = rundir.claim(self.config.name, mode=0o755 if self.config.guests else 0o750)
         try:
             self.plan = self._adopted() or self._opened()
             try:
@@ -154,8 +154,8 @@ class Controller:
 
     def _serve(self, tell: Callable[[dict[str, Any]], None]) -> None:
         self.answers = Answers(self)
-        group = opening.existing(self.config.group)
-        self.server = Server(self.rundir.control, group, self.answers.verbs(), on_gone=self.answers.gone, on_note=self.log)
+        group, mode = opening.existing(self.config.group), 0o666 if self.config.guests else 0o660
+        self.server = Server(self.rundir.control, group, self.answers.verbs(), on_gone=self.answers.gone, on_note=self.log, mode=mode)
         self._poll.register(self.server.fileno(), selectors.EVENT_READ, self.server.step)
         self._poll.register(self._wake, selectors.EVENT_READ, lambda: os.read(self._wake, 512))
         for port in self.plan.ports:

@@ -152,6 +152,7 @@ class Opening:
         for i in range(len(self.cpus)):
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
             listener.bind(self.rundir.worker(i + 1))
+            os.chmod(self.rundir.worker(i + 1), 0o600)
             listener.listen(2)
             found.append(listener)
         return found
@@ -172,9 +173,9 @@ def rules(config: Config, ports: list[PlannedPort]) -> tuple[list[Rule], list[Ru
 
 
 def carry_whole(plan: Plan, port: PlannedPort) -> None:
-    """Super-frames stay whole where no handler could see them and every target takes them whole; copies for mirrors and apps are cut."""
+    """Super-frames stay whole where every target of the port's rules takes them whole; what goes to handlers, mirrors and apps is cut."""
     targets = [plan.ports[rule.target] for rule in plan.forwards if rule.source == port.number]
-    whole = bool(targets) and not plan.handlers and all(_carries(plan, target) for target in targets)
+    whole = bool(targets) and all(_carries(plan, target) for target in targets)
     for rings in port.rx:
         for index in rings:
             ring = plan.region.view.ring(index)

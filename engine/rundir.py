@@ -129,7 +129,7 @@ class RunDir:
                 os.fchown(self._folder, -1, gid)
                 os.fchown(self._lock, -1, gid)
             os.fchmod(self._folder, mode)
-            os.fchmod(self._lock, 0o640)
+            os.fchmod(self._lock, 0o640 | mode & 0o004)
         except OSError as why:
             self.close()
             raise Error("E_PERM", f"{self.path} for group {gid}: {why.strerror}: be a member of it, or name another group") from None
