@@ -60,7 +60,7 @@ class Controller:
         self._reload_asked = False
         self.adopted_apps: list[tuple[dict[str, Any], list[int]]] = []
         self._poll = selectors.DefaultSelector()
-        self._watched: dict[int, Post | None] = {}  # pidfds of the crew; None = the spare
+        self._watched: dict[int, tuple[Any, Post | None]] = {}  # pidfds and links: whose, and in which post; None = the spare
 
     # ---- life ----
 
@@ -192,23 +192,22 @@ class Controller:
 
     def _watch_crew(self) -> None:
         """Wait on the pidfds and links of whoever is there now."""
-        now: dict[int, Callable[[], object]] = {}
+        now: dict[int, tuple[Any, Post | None, Callable[[], object]]] = {}
         for post in self.crew.posts:
             if post.hand:
-                now[post.hand.pidfd.fileno()] = lambda post=post: self._died(post)  # type: ignore[misc]
-                now[post.hand.link.fileno()] = lambda post=post: self._heard(post)  # type: ignore[misc]
+                now[post.hand.pidfd.fileno()] = post.hand, post, lambda post=post: self._died(post)  # type: ignore[misc]
+                now[post.hand.link.fileno()] = post.hand, post, lambda post=post: self._heard(post)  # type: ignore[misc]
         if self.crew.spare:
-            now[self.crew.spare.pidfd.fileno()] = self._spare_died
-        for fd in [fd for fd in self._watched if fd not in now]:
-            with contextlib.suppress(KeyError, ValueError, OSError):
-                self._poll.unregister(fd)
-            del self._watched[fd]
-        for fd, act in now.items():
-            if fd in self._watched:
-                self._poll.modify(fd, selectors.EVENT_READ, act)
-            else:
+            now[self.crew.spare.pidfd.fileno()] = self.crew.spare, None, self._spare_died
+        for fd, (hand, _) in list(self._watched.items()):
+            if fd not in now or now[fd][0] is not hand:  # a number that is another's by now: epoll forgot it when it was closed
+                self._unwatch_fd(fd)
+        for fd, (hand, place, act) in now.items():
+            if fd not in self._watched:
                 self._poll.register(fd, selectors.EVENT_READ, act)
-                self._watched[fd] = None
+            elif self._watched[fd][1] is not place:
+                self._poll.modify(fd, selectors.EVENT_READ, act)
+            self._watched[fd] = hand, place
 
     def _died(self, post: Post) -> None:
         if post.hand and post.hand.pidfd.wait(0):
@@ -230,8 +229,9 @@ class Controller:
         self._unwatch_fd(hand.link.fileno())
 
     def _unwatch_fd(self, fd: int) -> None:
-        if self._watched.pop(fd, 0) is None:
-            self._poll.unregister(fd)
+        if self._watched.pop(fd, None):
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                self._poll.unregister(fd)
 
     def change(self, plan: Plan) -> None:
         """Go over to another plan without losing a frame. Raises what it is refused for; nothing has changed then."""
