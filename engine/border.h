@@ -110,7 +110,8 @@ static inline int64_t pr_app_enter(struct pr_app *a, struct pr_ringh *h, uint32_
     return pr_app_quarantine(a, h, bad_head ? PR_APP_HEAD : PR_APP_CUR, bad_head ? head : cur, h->n);
 }
 
-static inline uint32_t pr_app_pending(const struct pr_app *a) { return pr_tx_pending(&a->tx); }
+/* Has it sent something, or done something that pr_app_collect should see? */
+static inline int pr_app_pending(const struct pr_app *a) { return pr_load(&a->tx.ring->head) != a->tx.k->hwcur; }
 
 /* Hands off, for good; say so. */
 static inline void pr_app_let_go(struct pr_app *a, uint32_t state)
@@ -137,7 +138,7 @@ static inline int pr_app_turn(struct pr_app *a)
         a->drain = a->tx.n; /* what it had sent goes out */
     }
     int64_t head = state == PR_APP_LEAVING && a->drain ? pr_app_enter(a, &a->tx, a->tx.k->rhead) : -1;
-    if (head >= 0 && (a->tx.k->rhead = (uint32_t)head, pr_app_pending(a)))
+    if (head >= 0 && (a->tx.k->rhead = (uint32_t)head, pr_tx_pending(&a->tx)))
         return 1;
     pr_app_let_go(a, state);
     return 0;

@@ -24,7 +24,7 @@ static inline int pr_app_ends(const uint64_t *d, uint32_t slots) { return !(pr_d
  * `out` and `most` allow. A chain that can never end, or is too long, counts as whole: it will be dropped. Slots. */
 static inline uint32_t pr_app_read(const struct pr_app *a, const struct pr_batch *out, uint32_t most, uint64_t *d)
 {
-    uint32_t n = 0, whole = 0, frames = out->n, pending = pr_app_pending(a);
+    uint32_t n = 0, whole = 0, frames = out->n, pending = pr_tx_pending(&a->tx);
     uint32_t room = PR_BATCH_DESC - out->n_desc < most ? PR_BATCH_DESC - out->n_desc : most;
     while (n < pending && n < room && whole < PR_BURST && frames < PR_BURST) {
         d[n] = pr_slot_desc(&a->tx, pr_ahead(&a->tx, a->tx.k->hwcur, n));
@@ -171,6 +171,8 @@ static inline uint32_t pr_app_collect(struct pr_app *a, struct pr_pool *pool, st
         k->hwtail = pr_prev(&a->tx, k->hwcur);
         pr_store(&a->tx.ring->tail, k->hwtail); /* pairs with the app's acquire of tail */
         a->drain -= a->drain < n ? a->drain : n;
+    } else {
+        a->drain = 0; /* what is left is half a frame, or there is no buffer for it */
     }
     pr_pool_give(pool, spare + used, got - used);
     return n;
@@ -178,14 +180,14 @@ static inline uint32_t pr_app_collect(struct pr_app *a, struct pr_pool *pool, st
 
 /* ---- sleep ---- */
 
-/* Before a sleep: have the app ring. 1 = there is something already. */
+/* Before a sleep: have the app ring. 1 = there is something that was not there at the last collect. */
 static inline int pr_app_arm(struct pr_app *a)
 {
     if (a->gone)
         return 0;
     __atomic_store_n(&pr_app_told(&a->tx)->need, ++a->need, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* pairs with the one in pr_appdev_tx */
-    return pr_load(&a->tx.ring->head) != a->tx.k->rhead || pr_app_pending(a) || pr_load(&a->rec->state) != PR_APP_LIVE;
+    return pr_load(&a->tx.ring->head) != a->tx.k->rhead || pr_load(&a->rec->state) != PR_APP_LIVE;
 }
 
 /* After it: a->bell was readable. A socket that somebody shut down would be readable for ever: it is -1 then. */
