@@ -35,12 +35,15 @@ static inline int pr_w_room(struct pr_worker *w, const struct pr_wport *from, ui
     return 1;
 }
 
+/* The order is that of counters.h: frames come before what becomes of them. */
 static inline void pr_w_settle_up(struct pr_ringh *h, const struct pr_tally *t)
 {
     const struct {
         uint32_t n;
         enum pr_counter c;
-    } of[] = {{t->forwarded, PR_C_forwarded},           {t->classified, PR_C_classified},
+    } of[] = {{t->pieces, PR_C_rx_pieces},              {t->supers, PR_C_rx_supers},
+              {t->pieces - t->supers, PR_C_rx_frames},
+              {t->forwarded, PR_C_forwarded},           {t->classified, PR_C_classified},
               {t->delivered, PR_C_delivered},           {t->drop_direction, PR_C_drop_direction},
               {t->drop_no_rule, PR_C_drop_no_rule},     {t->drop_bad_slot, PR_C_drop_bad_slot},
               {t->drop_no_buffer, PR_C_drop_no_buffer}, {t->drop_tx_full, PR_C_drop_tx_full},

@@ -33,6 +33,7 @@ struct pr_rule {
 struct pr_tally {
     uint32_t forwarded, classified, delivered, drop_direction, drop_no_rule, drop_bad_slot, drop_no_buffer, drop_tx_full,
         mirrored, drop_mirror;
+    uint32_t supers, pieces; /* cut here, and what came of them */
 };
 
 /* A port, as one worker sees it. */

@@ -2,7 +2,7 @@
 #ifndef PR_WORKER_SORT_H
 #define PR_WORKER_SORT_H
 
-#include "worker_ports.h"
+#include "worker_cut.h"
 
 static inline int pr_rule_matches(const struct pr_rule *r, const struct pr_ringh *h, uint32_t i, uint32_t slots,
                                   const struct pr_meta *meta)
@@ -16,11 +16,18 @@ static inline int pr_rule_matches(const struct pr_rule *r, const struct pr_ringh
                          meta->wire_len ? meta->wire_len : pr_frame_len(h, i, slots)) != 0;
 }
 
-/* A copy of a frame in the ring, for another worker to send. 1 = it is on its way. */
+/* A copy of a frame in the ring, for another worker to send: its device may not carry super-frames. 1 = it is on its way. */
 static inline int pr_w_copy_away(struct pr_worker *w, struct pr_ringh *h, uint32_t i, uint32_t slots, uint32_t to)
 {
     uint64_t desc[PR_MAX_FRAGS];
-    uint32_t bufs[PR_MAX_FRAGS], got = pr_pool_take(w->pool, bufs, slots);
+    struct pr_w_cut cut;
+    uint32_t bufs[PR_MAX_FRAGS], got, pieces = pr_w_cut_begin(&cut, h, i, slots);
+    for (uint32_t k = 0; k < pieces; k++)
+        if (!(got = pr_w_cut_next(w, &cut, desc)) || !pr_w_send(w, to, desc, got))
+            return 0;
+    if (pieces)
+        return 1;
+    got = pr_pool_take(w->pool, bufs, slots);
     if (got < slots) {
         pr_pool_give(w->pool, bufs, got);
         return 0;
@@ -78,28 +85,57 @@ static inline void pr_w_forward(struct pr_worker *w, struct pr_ringh *h, uint32_
     }
 }
 
+/* The batch of a protocol, with room for one more frame. */
+static inline struct pr_batch *pr_w_batch(struct pr_worker *w, uint32_t proto, uint32_t slots)
+{
+    struct pr_batch *b = &w->batch[proto];
+    if (!pr_batch_room(b, slots)) { /* only behind a full batch */
+        pr_netisr_dispatch_src(w->ns, proto, 0, b);
+        pr_batch_begin(b);
+    }
+    w->used |= 1u << proto;
+    return b;
+}
+
+/* Handlers get wire frames. The books say what they would if the driver had cut it: worker.h, pr_w_settle_up. */
+static inline void pr_w_classify_cut(struct pr_worker *w, struct pr_w_cut *cut, uint32_t pieces, uint32_t proto,
+                                     struct pr_tally *t)
+{
+    t->supers++;
+    t->pieces += pieces;
+    for (; pieces; pieces--) {
+        uint64_t desc[PR_MAX_FRAGS];
+        uint32_t slots = pr_w_cut_next(w, cut, desc);
+        if (!slots)
+            break;
+        pr_batch_add(pr_w_batch(w, proto, slots), desc, slots);
+        t->classified++;
+    }
+    t->drop_no_buffer += pieces;
+}
+
 /* What no rule wanted: to its protocol, if one is registered that this port feeds. */
 static inline void pr_w_classify(struct pr_worker *w, struct pr_wport *from, struct pr_ringh *h, uint32_t i, uint32_t slots,
                                  struct pr_tally *t)
 {
     const struct pr_slot *s = &h->ring->slot[i];
-    uint32_t proto = pr_classify(pr_buf(h->rg, s->buf_idx), s->len);
+    struct pr_w_cut cut;
+    uint32_t pieces, proto = pr_classify(pr_buf(h->rg, s->buf_idx), s->len);
     if (proto >= PR_W_PROTOS || !(from->protocols >> proto & 1)) {
         t->drop_no_rule += from->taking;
         t->delivered += !from->taking; /* the host has it */
         return;
     }
-    struct pr_batch *b = &w->batch[proto];
-    if (!pr_batch_room(b, slots)) { /* only a chain behind a full batch */
-        pr_netisr_dispatch_src(w->ns, proto, 0, b);
-        pr_batch_begin(b);
+    if ((pieces = pr_w_cut_begin(&cut, h, i, slots)) != 0) {
+        pr_w_classify_cut(w, &cut, pieces, proto, t);
+        return;
     }
+    struct pr_batch *b = pr_w_batch(w, proto, slots);
     if (!pr_hand_lift(w->pool, h, i, slots, &b->desc[b->n_desc])) {
         t->drop_no_buffer++;
         return;
     }
     pr_batch_close(b, slots);
-    w->used |= 1u << proto;
     t->classified++;
 }
 
