@@ -202,5 +202,10 @@ def fds():
     return len(os.listdir("/proc/self/fd"))
 
 
+def settled(before):
+    """No descriptor more than before, and none less; soon, because a connection that is closed for idleness makes up for a leak."""
+    wait_for(lambda: fds() == before, 1.0)
+
+
 def fd_of_process(pid):
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from control_lab import VERBS, Serving, answer_of, as_user, connected, fd_of_process, fds, process, wait_for
+from control_lab import VERBS, Serving, answer_of, as_user, connected, fd_of_process, fds, process, settled, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +55,7 @@ def test_a_body_of_any_size_goes_and_comes_back_and_leaves_no_descriptor(serving
         client.call("status")
         before = fds()
         assert client.call("echo", text="x" * size)[0] == {"text": "x" * size}
-        wait_for(lambda: fds() == before)
+        settled(before)
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(serving):
@@ -72,7 +72,7 @@ def test_what_a_handler_refuses_is_raised_and_the_connection_goes_on(serving):
             assert refused("E_PORT", client.call, "refuse") == "no port of that name: choose another"
         assert "no verb 'nonsense'" in refused("E_CTRL_MSG", client.call, "nonsense")
         assert client.call("status")[0] == {"name": "eng0"}
-        wait_for(lambda: fds() == before)
+        settled(before)
         assert serving.server.stats["accepted"] == 1
 
 
@@ -191,12 +191,12 @@ def test_descriptors_that_were_made_for_an_answer_are_closed_also_when_nobody_wa
         waiting.append((Later(), answer))
         return waiting[-1][0]
 
-    with Serving({"made": made}) as serving, Client(serving.path) as client:
-        wire.closed(client.call("made")[1])
+    with Serving({"made": made, "status": VERBS["status"]}) as serving, Client(serving.path) as client:
+        client.call("status")
         before = fds()
         for _ in range(5):
             wire.closed(client.call("made")[1])
-        wait_for(lambda: fds() == before)
+        settled(before)
         with connected(serving.path) as sock:
             wire.send(sock, wire.encode("made", b'{"later":1}', request=1))
             wait_for(lambda: waiting)
@@ -214,7 +214,7 @@ def test_F10_a_handler_keeps_what_it_takes_and_the_rest_is_closed(serving):
         for _ in range(5):
             assert client.call("keep", send_fds=[writing, writing])[0] == {"left": 1}
         assert os.read(reading, 100) == b"kept" * 5
-        wait_for(lambda: fds() == before)
+        settled(before)
     os.close(reading)
     os.close(writing)
 
@@ -232,7 +232,7 @@ def test_F10_descriptors_that_nobody_asked_for_end_the_connection_and_stay_with_
             with Client(serving.path) as client:
                 assert "more than 4 descriptors" in refused("E_CTRL_MSG", client.call, "keep", send_fds=[bell] * n)
     serving.quiet()
-    wait_for(lambda: fds() == before)
+    settled(before)
     os.close(bell)
 
 
@@ -284,7 +284,7 @@ def test_F10_a_body_in_a_file_must_be_a_sealed_memfd_of_a_decent_size(serving, t
         wire.send(sock, wire.encode("echo", b"", request=1, flags=wire.IN_MEMFD))
         assert answer_of(sock)[0] == "E_CTRL_MSG"
     serving.quiet()
-    wait_for(lambda: fds() == before)
+    settled(before)
     wire.closed([writing, *(fd for files in cases.values() for fd in files)])
 
 
@@ -428,6 +428,21 @@ def test_F20_descriptors_are_kept_in_reserve_and_who_is_there_goes_on():
         old.close()
 
 
+def test_F20_descriptors_that_are_sent_do_not_use_up_the_reserve():
+    null = os.open("/dev/null", os.O_WRONLY)
+    with process(low_limit) as (pid, path), Client(path) as client:
+        hogs = [Client(path) for _ in range(7)]
+        for hog in hogs:
+            hog.call("attach")
+        assert "/40 used; raise LimitNOFILE" in refused("E_FD_LIMIT", client.call, "keep", send_fds=[null] * 4)
+        for hog in hogs:
+            assert hog.call("status")[0] == {"name": "eng0"}
+            hog.close()
+        wait_for(lambda: fd_of_process(pid) < 20)
+        assert client.call("keep", send_fds=[null] * 2)[0] == {"left": 1}
+    os.close(null)
+
+
 @pytest.mark.needs("host_root")
 def test_F20_without_any_descriptor_left_callers_are_turned_away_and_the_loop_does_not_spin(tmp_path):
     hog = []
@@ -569,6 +584,34 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_another_question():
         assert client.call("ask", n=2)[0] == {"n": 2}
 
 
+def test_F10_a_step_ends_in_time_however_much_there_is_to_do(tmp_path):
+    (tmp_path / "eng0").mkdir()
+
+    def slow(peer, body, fds):
+        end = time.monotonic() + 0.003
+        while time.monotonic() < end:
+            pass
+        return {}
+
+    server = Server(str(tmp_path / "eng0/control.sock"), handlers={"slow": slow, "fast": lambda peer, body, fds: {}})
+    socks = [connected(server.path) for _ in range(12)]
+    while server.connections < 12:
+        server.step()
+    for sock in socks:
+        for n in range(2):  # as many answers fit, unread
+            wire.send(sock, wire.encode("slow", b"", request=n))
+    answered = []
+    for _ in range(1000):
+        before = server.stats["messages"]
+        server.step()
+        answered.append(server.stats["messages"] - before)
+    assert max(answered) <= 2 and sum(answered) == 24
+    for sock in socks:  # everybody had his turn
+        assert [answer_of(sock)[0] for _ in range(2)] == ["ok"] * 2
+        sock.close()
+    server.close()
+
+
 # ---- apps that go ----
 
 
@@ -641,6 +684,21 @@ def test_a_forked_worker_that_lets_go_does_not_keep_connections_open(serving):
         os.close(writing)
 
 
+def test_whoever_is_hung_up_on_sees_it_even_if_a_forked_child_has_not_let_go(serving):
+    with connected(serving.path) as sock:
+        wait_for(lambda: serving.server.connections)
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        try:
+            sock.send(b"x")
+            assert [answer_of(sock)[0] for _ in range(2)] == ["E_CTRL_MSG", "end"]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def test_nothing_is_left_open_by_a_server_that_ends():
     before = fds()
     with Serving() as serving:
@@ -653,7 +711,7 @@ def test_nothing_is_left_open_by_a_server_that_ends():
         assert select.select([client], [], [], 1)[0]
         client.close()
     assert serving.gone == [], "its own end is no app's"
-    wait_for(lambda: fds() == before)
+    settled(before)
 
 
 def test_F26_two_servers_do_not_share_a_path(serving):
@@ -713,7 +771,7 @@ def test_F10_a_bad_message_is_refused_with_its_reason_and_is_the_last(serving, n
             assert answer_of(sock)[0] == "end"
     serving.quiet()
     assert serving.server.stats["bad"] == 3 and serving.server.stats["defects"] == 0
-    wait_for(lambda: fds() == before)
+    settled(before)
     assert len(serving.notes) <= 2, "a stranger does not fill the log"
     with Client(serving.path) as client:
         assert client.call("status")[0] == {"name": "eng0"}
@@ -780,7 +838,7 @@ def test_a_client_believes_no_answer_that_is_none(tmp_path, answer):
     client = Client(path)
     before = fds()
     refused("E_CTRL_MSG", client.call, "status")
-    wait_for(lambda: fds() == before)
+    settled(before)
     os.waitpid(pid, 0)
     ear.close()
 

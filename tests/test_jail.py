@@ -280,6 +280,24 @@ def test_python_goes_on_working():
     assert inside(work) == [True, True, True, [1, 2, 3]]
 
 
+def test_a_traceback_shows_its_lines_even_if_nothing_of_it_was_imported_before(tmp_path):
+    (tmp_path / "handler.py").write_text("""
+import os, sys
+from pktring.engine import jail
+sys.path[:0] = ["", os.path.dirname(__file__)]
+for name in ("ast", "linecache", "tokenize"):
+    sys.modules.pop(name, None)
+jail.enter()
+import ast, traceback
+try:
+    len(5)  # the line
+except TypeError:
+    print(traceback.format_exc())
+""")
+    got = subprocess.run([sys.executable, tmp_path / "handler.py"], capture_output=True, text=True, timeout=30)
+    assert got.returncode == 0 and "len(5)  # the line" in got.stdout, got.stderr
+
+
 def test_numpy_goes_on_working():
     np = pytest.importorskip("numpy")
 

@@ -1,5 +1,6 @@
 """Engines' names: exactly one holder, who gives it back by dying; stale folders, squatters, sockets."""
 
+import grp
 import os
 import socket
 import stat
@@ -411,6 +412,29 @@ def test_F28_modes_do_not_depend_on_the_umask():
 
 def test_F28_a_group_that_is_not_there_is_named():
     assert "groupadd no-such-group" in refused("E_PERM", rundir.claim, "eng0", group="no-such-group")
+
+
+@pytest.mark.needs("host_root")
+def test_F28_members_of_the_group_see_the_engine_and_others_do_not():
+    some = next(g for g in grp.getgrall() if g.gr_gid not in (0, 65534))
+    base = tempfile.mkdtemp()
+    os.chmod(base, 0o755)
+    os.environ["PKTRING_RUNDIR"] = base  # the fixture puts it back
+    with rundir.claim("eng0", group=some.gr_name, generation=5) as mine:
+
+        def look(groups):
+            os.setgroups(groups)
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            return [(e.name, e.alive, e.generation) for e in rundir.engines()]
+
+        children = [in_child(lambda out, groups=groups: os.write(out, repr(look(groups)).encode())) for groups in ([some.gr_gid], [])]
+        assert [eval(told(out)) for _, out in children] == [[("eng0", True, 5)], []]
+        for pid, out in children:
+            assert os.waitpid(pid, 0)[1] == 0
+            os.close(out)
+        assert os.stat(mine.path).st_gid == some.gr_gid
+    os.rmdir(base)
 
 
 # ---- sockets ----
