@@ -297,9 +297,9 @@ static void mutate(struct seat *s, uint64_t r)
     struct pr_ring *ring = h->ring;
     uint32_t i = (uint32_t)(r >> 40) % SLOTS, what = r >> 1 & 0xfff;
     r >>= 13;
-    if (what < 2) {
-        pr_store(what ? &ring->head : &ring->cur, wild(r, ring->tail));
-    } else if (what < 4) {
+    if (what < 10) {
+        pr_store(what < 1 ? &ring->head : &ring->cur, wild(r, ring->tail));
+    } else if (what < 12) {
         ((volatile uint32_t *)ring)[r % 64] = wild(r >> 8, SLOTS);
     } else if (what < 1200) {
         uint32_t tail = pr_load(&ring->tail) % SLOTS, head = ring->head % SLOTS;
