@@ -154,8 +154,8 @@ static void mark(struct tpacket2_hdr *f)
 static void give_frames_back(struct pr_afp *q, struct pr_ringh *h, uint32_t first, uint32_t n)
 {
     while (n--) {
-        uint32_t at = first + n;
-        __atomic_store_n(&frame_at(q, at < q->n_pieces ? at : at - q->n_pieces)->tp_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
+        uint32_t at = first + n < q->n_pieces ? first + n : first + n - q->n_pieces;
+        __atomic_store_n(&frame_at(q, at)->tp_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
     }
     __atomic_store_n(&h->k->handed, h->k->taken, __ATOMIC_RELEASE);
 }

@@ -100,7 +100,8 @@ static inline int pr_arrival_cut(struct pr_arrival *a, struct pr_ringh *h, uint3
 
 /* Place one arrival at slot `at`, of which `left` may be filled. Slots used; 0 = no room now, offer it again;
  * -1 = dropped. */
-static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left, struct pr_arrivals *sum)
+static inline int pr_arrival_place(struct pr_arrival *a, struct pr_ringh *h, uint32_t at, uint32_t left,
+                                   struct pr_arrivals *sum)
 {
     const struct virtio_net_hdr *v = &a->vnet;
     uint32_t shift = a->tpid ? 4 : 0;

@@ -22,8 +22,10 @@ static void queue_dealloc(PyObject *self)
     Py_TYPE(self)->tp_free(self);
 }
 
-static const struct pr_device_ops blocks_ops = {"af_packet blocks", pr_afp_rx_blocks, pr_afp_tx, pr_afp_stats, pr_afp_resume_blocks};
-static const struct pr_device_ops frames_ops = {"af_packet frames", pr_afp_rx_frames, pr_afp_tx, pr_afp_stats, pr_afp_resume_frames};
+static const struct pr_device_ops blocks_ops = {"af_packet blocks", pr_afp_rx_blocks, pr_afp_tx, pr_afp_stats,
+                                                pr_afp_resume_blocks};
+static const struct pr_device_ops frames_ops = {"af_packet frames", pr_afp_rx_frames, pr_afp_tx, pr_afp_stats,
+                                                pr_afp_resume_frames};
 static const struct pr_device_ops tx_ops = {"af_packet sending", NULL, pr_afp_tx, NULL, NULL};
 
 static const struct pr_device_ops *ops_of(int receives, int blocks)

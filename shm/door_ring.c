@@ -371,7 +371,7 @@ static PyMethodDef ring_methods[] = {
     {"bind", ring_bind, METH_O, "bind(device capsule or None): the driver's queue that serves this ring"},
     {"sync", ring_sync, METH_NOARGS, "one turn of the driver: slots filled or taken, -1 after a protocol violation"},
     {"stats", ring_stats, METH_NOARGS, "bring the kernel's drop counts into the row"},
-    {"resume", ring_resume, METH_NOARGS, "go on in a dead process's place, after Region.mend -> frames lost, -1 = suspect state"},
+    {"resume", ring_resume, METH_NOARGS, "go on in another's place, after Region.mend -> frames lost, -1 = suspect state"},
     {"slot", ring_slot, METH_O, "slot(i) -> (buf_idx, len, flags, ptr)"},
     {"set_slot", ring_set_slot, METH_VARARGS, "set_slot(i, buf_idx, len, flags)"},
     {"move_to", ring_move_to, METH_VARARGS, "move_to(head, cur): the app's cursors, as a netmap app moves them"},

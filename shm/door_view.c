@@ -122,7 +122,8 @@ static PyObject *view_mend(PyObject *self, PyObject *pool)
             lost += n > 0 ? n : 0;
             rc = n < 0 ? -1 : rc;
         }
-    return Py_BuildValue("(iIIIIIIL)", rc, sum.rings, sum.slots, sum.doubt, sum.reclaimed, sum.torn, sum.missing, (long long)lost);
+    return Py_BuildValue("(iIIIIIIL)", rc, sum.rings, sum.slots, sum.doubt, sum.reclaimed, sum.torn, sum.missing,
+                         (long long)lost);
 }
 
 /* rings() -> [(index, owner, dir, slots, row), ...]: those in use, as the ledger has them. */

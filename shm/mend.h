@@ -178,7 +178,8 @@ static inline int64_t pr_short_of(const struct pr_ringh *h)
         uint64_t gone = v[PR_C_tx_frames] PR_DROPS_TX(PR_PLUS) + pr_frames_between(h, h->k->hwcur, h->k->rhead);
         return (int64_t)(v[PR_C_tx_queued] - gone);
     }
-    uint64_t came = v[PR_C_rx_kernel] + v[PR_C_rx_pieces], placed = v[PR_C_rx_frames] + v[PR_C_rx_supers] PR_DROPS_RX(PR_PLUS);
+    uint64_t came = v[PR_C_rx_kernel] + v[PR_C_rx_pieces];
+    uint64_t placed = v[PR_C_rx_frames] + v[PR_C_rx_supers] PR_DROPS_RX(PR_PLUS);
     uint64_t gone = v[PR_C_delivered] + v[PR_C_forwarded] + v[PR_C_classified] PR_DROPS_PATH(PR_PLUS);
     int64_t d = (int64_t)(came - placed);
     int64_t p = (int64_t)(v[PR_C_rx_frames] - gone - pr_frames_between(h, h->k->hwcur, h->k->hwtail));
@@ -194,7 +195,8 @@ static inline int64_t pr_settle(struct pr_ringh *h)
     struct pr_row *row = h->row;
     if ((h->k->dir == PR_RX ? pr_rx_enter(h) : pr_tx_enter(h)) < 0)
         return -1;
-    uint64_t unheard = h->k->dir == PR_RX && h->k->taken > row->v[PR_C_rx_kernel] ? h->k->taken - row->v[PR_C_rx_kernel] : 0;
+    uint64_t heard = row->v[PR_C_rx_kernel], taken = h->k->dir == PR_RX ? h->k->taken : 0;
+    uint64_t unheard = taken > heard ? taken - heard : 0;
     if (unheard > (uint64_t)pr_short_most(h))
         return -1;
     if (unheard)
