@@ -116,8 +116,10 @@ int pr_tap_rx(struct pr_device *dev, struct pr_ringh *h)
     uint32_t reads = 0, k;
     while (!q->gone && !q->held.len && reads < PR_TAP_BURST && pr_arriving_offer(&w, h) &&
            (k = lay_out(q, h, &w)) != 0) {
-        q->iov[0] = (struct iovec){pr_rx_fetch(h, w.sum.kernel), sizeof q->vnet};
-        ssize_t n = readv(q->fd, q->iov, (int)k + 2);
+        struct iovec *iov = q->iov;
+        iov[0].iov_base = pr_rx_fetch(h, w.sum.kernel);
+        iov[0].iov_len = sizeof q->vnet;
+        ssize_t n = readv(q->fd, iov, (int)k + 2);
         reads++;
         if (n < 0) {
             if (!missed(q, &w))
