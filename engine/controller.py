@@ -16,6 +16,7 @@ import selectors
 import signal
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ from .crew import Crew, Post
 from .netisr import End, Handler
 from .plan import Plan
 from .status import status
-from .supervisor import ANEW
+from .supervisor import ANEW, DEFECT
 
 LOOK_S = 0.1
 KEPT_LINES = 200
@@ -73,9 +74,12 @@ class Controller:
             self.plan = self._adopted() or self._opened()
             try:
                 self._serve(tell)
-                tell({"carried": self.status()})
-            finally:
-                self._end()
+            except Exception as why:  # a defect of ours: the workers go on, and the next controller takes over
+                self.log(f"E_INTERNAL {type(why).__name__}: {why}: a defect of pktring")
+                traceback.print_exc()
+                os._exit(DEFECT)
+            tell({"carried": self.status()})
+            self._end()
         finally:
             self.rundir.close()
         return ANEW if self.crew.suspect else 0
@@ -87,7 +91,7 @@ class Controller:
             of = self.rundir.before.generation if self.rundir.before else 0
             self.log(f"I_STALE_STATE removed {len(gone)} segments and {strays} workers of dead generation {of}")
         self.rundir.clean()
-        generation = opening.new_generation()
+        generation = 1 + (self.rundir.before.generation if self.rundir.before else 0)
         self.rundir.record(generation)
         cpus = list(self.config.worker_cpus())
         plan = opening.Opening(self.config, self.rundir, self._open_device, cpus, generation, self.config.yes).plan()
@@ -134,10 +138,15 @@ class Controller:
 
     def _adopted(self) -> Plan | None:
         """The plan of workers that run without a controller, None when there are none."""
-        found = adoption.adopt(self.rundir, self._adopt_device, self._handlers)
+        try:
+            found = adoption.adopt(self.rundir, self._adopt_device, self._handlers)
+        except Error as why:
+            self.log(f"{why.code} {why.text}; what runs is ended, and everything opened anew")
+            return None
         if found is None:
             return None
         plan, crew, self.adopted_apps = found
+        self.rundir.record(plan.generation)
         self.config = plan.config
         self._connect(plan)
         self.crew = Crew(plan, self.log, self._forget)
@@ -319,7 +328,8 @@ class Controller:
     def log(self, line: str) -> None:
         """Tell whoever reads stderr, and keep it for `stat`."""
         self.events.append(line)
-        print(f"pktring: {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # whoever read it has seen enough
+            print(f"pktring: {line}", file=sys.stderr, flush=True)
 
     # ---- end ----
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import os
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -200,8 +199,3 @@ def existing(group: str) -> str | None:
         return grp.getgrnam(group).gr_name
     except KeyError:
         return None
-
-
-def new_generation() -> int:
-    """Later engines have greater ones."""
-    return time.time_ns()

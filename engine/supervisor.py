@@ -23,7 +23,7 @@ from pktring.shm.errors import Error
 PR_SET_CHILD_SUBREAPER = 36
 DEATHS, WITHIN_S = 5, 10.0  # more deaths than that, and a pause comes before the next start
 PAUSE_S = 5.0
-ANEW = 75  # a controller's exit status: it has ended everything, start from nothing
+ANEW, DEFECT = 75, 70  # a controller's exit status: it has ended everything, start from nothing; it gave up, and its workers run
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 Tell = Callable[[dict[str, Any]], None]  # what a controller says to whoever started the engine: {"ready": ...}, or {"error": [code, text]}
@@ -73,16 +73,16 @@ class Supervisor:
             for status in self._reap():
                 while said >= 0 and select.select([said], [], [], 0)[0]:  # its workers may hold the other end too
                     said = self._listen(said)
-                anew = os.WIFEXITED(status) and os.WEXITSTATUS(status) == ANEW
-                if os.WIFEXITED(status) and not anew:
-                    return os.WEXITSTATUS(status)
+                ended = os.WEXITSTATUS(status) if os.WIFEXITED(status) else DEFECT
+                if ended not in (ANEW, DEFECT):
+                    return ended
                 if self._stopping:
                     return 1
                 self._pause()
                 if said >= 0:
                     os.close(said)
                 self._half = b""
-                said = self._start(adopt=not anew)
+                said = self._start(adopt=ended == DEFECT)
 
     def _start(self, *, adopt: bool) -> int:
         """Fork a controller; returns the descriptor by which it speaks."""
