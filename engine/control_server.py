@@ -268,9 +268,7 @@ class Server:
         if oldest is None:
             raise Error("E_QUOTA", f"uid={uid} has {self.quota.connections} connections in use: end some of them")
         self.stats["evicted"] += 1
-        with contextlib.suppress(OSError):
-            wire.send(oldest.sock, TURNED_AWAY)
-        self._drop(oldest)
+        self._turn_away(oldest)
 
     # ---- requests ----
 
@@ -463,7 +461,13 @@ class Server:
             if connection.last + IDLE_S > now:
                 break
             self.stats["expired"] += 1
-            self._drop(connection)
+            self._turn_away(connection)
+
+    def _turn_away(self, connection: Connection) -> None:
+        """Hang up on an idle one. If he is asking just now, he knows by our last words that he was not heard, and asks again."""
+        with contextlib.suppress(OSError):
+            wire.send(connection.sock, TURNED_AWAY)
+        self._drop(connection)
 
     def _expel(self, connection: Connection, why: Error) -> None:
         """A message that breaks the rules is the last one."""
@@ -514,7 +518,7 @@ def _packed(request: int, got: Answer | Error) -> tuple[bytes, list[int]]:
     return wire.encode("answer", b"", request=request, flags=wire.ANSWER | wire.IN_MEMFD), [wire.sealed(raw)]
 
 
-TURNED_AWAY = _packed(0, Error("E_BUSY", "turned away for a newer connection of the same user: ask again"))[0]
+TURNED_AWAY = _packed(0, Error("E_BUSY", "this connection was idle, and is closed: ask again"))[0]
 
 
 def _refuse(sock: socket.socket, why: Error) -> None:

@@ -470,13 +470,35 @@ def test_F10_whoever_says_nothing_is_hung_up_on_and_apps_are_not(monkeypatch):
         begin = time.monotonic()
         asked.call("status")
         app.call("attach")
-        assert answer_of(silent)[0] == "end" and 0.25 < time.monotonic() - begin < 3
+        assert [answer_of(silent)[0] for _ in range(2)] == ["E_BUSY", "end"] and 0.25 < time.monotonic() - begin < 3
         wait_for(lambda: serving.server.connections == 1)
         assert serving.server.stats["expired"] == 2
         assert asked.call("status")[0] == {"name": "eng0"}, "it connects again by itself"
         assert not select.select([app], [], [], 0)[0] and app.call("status")[0] == {"name": "eng0"}
         for one in (silent, asked, app):
             one.close()
+
+
+def test_a_question_that_meets_the_end_of_an_idle_connection_is_asked_again(tmp_path):
+    (tmp_path / "eng0").mkdir()
+    path = str(tmp_path / "eng0/control.sock")
+    ear = rundir.listen(path)
+    pid = os.fork()
+    if pid == 0:
+        for last_words in (control_server.TURNED_AWAY, control_server.TURNED_AWAY, None):
+            select.select([ear], [], [], 5)
+            with ear.accept()[0] as sock:
+                assert select.select([sock], [], [], 5)[0]  # the question is there, and is not read
+                if last_words:
+                    sock.send(last_words)
+                else:
+                    request = wire.decode(sock.recv(5000)).request
+                    sock.send(wire.encode("answer", b'{"heard":3}', request=request, flags=wire.ANSWER))
+        os._exit(0)
+    with Client(path) as client:
+        assert client.call("status")[0] == {"heard": 3}
+    assert os.waitpid(pid, 0)[1] == 0
+    ear.close()
 
 
 def test_F10_whoever_does_not_read_his_answers_is_hung_up_on(monkeypatch):
