@@ -162,6 +162,8 @@ static int end_init(PyObject *self, PyObject *args, PyObject *kw)
         return -1;
     }
     pr_netisr_begin(&o->e, v, p, rg, producer, ws < 0 ? PR_NO_WS : (uint32_t)ws, o->room, o->bell);
+    if (ws >= 0)
+        pr_netisr_present(&o->e, (uint32_t)getpid());
     o->e.ctx = o;
     o->e.handle = on_handle;
     o->e.m2flow = on_m2flow;

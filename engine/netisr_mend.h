@@ -18,8 +18,6 @@
 
 #include "netisr_serve.h"
 
-#include <unistd.h>
-
 static inline void pr_netisr_mend_taken(const struct pr_lane_end *l, struct pr_netisr_cell *c)
 {
     uint64_t taken = pr_netisr_look(&c->taken);
@@ -74,8 +72,14 @@ static inline void pr_netisr_adopt(struct pr_netisr_end *e)
     }
     __atomic_store_n(&s->flags, 0, __ATOMIC_SEQ_CST);
     __atomic_fetch_or(&s->pending, pending, __ATOMIC_SEQ_CST);
+}
+
+/* Say that process `pid` is the worker of the workstream from now on. */
+static inline void pr_netisr_present(struct pr_netisr_end *e, uint32_t pid)
+{
+    struct pr_netisr_ws *s = pr_netisr_my_ws(e);
     __atomic_store_n(&s->births, s->births + 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&s->pid, (uint32_t)getpid(), __ATOMIC_RELEASE);
+    __atomic_store_n(&s->pid, pid, __ATOMIC_RELEASE);
 }
 
 /* A worker that ends in good order: what it had detached is queued again, for its successor to adopt. */

@@ -181,7 +181,7 @@ static inline int pr_netisr_purge_wanted(const struct pr_netisr_end *e)
 /* Make a hole of the frame at slot i: 1, or 0 = it lacked a buffer. */
 static inline int pr_netisr_hollow(struct pr_netisr_end *e, struct pr_lane_end *l, uint32_t i, uint32_t slots)
 {
-    uint64_t desc[PR_MAX_FRAGS];
+    uint64_t desc[PR_MAX_FRAGS] = {0};
     int whole = pr_netisr_accept(e, l, i, slots, desc);
     if (whole)
         pr_hand_free(e->pool, desc, slots);

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from netisr_lab import Lab, numbered
+
 from pktring.engine.flow import flow_hash
 from pktring.engine.netisr import NO_CPU, NO_PORT
 

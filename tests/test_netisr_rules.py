@@ -5,6 +5,7 @@ import mmap
 
 import pytest
 from netisr_lab import Lab, numbered
+
 from pktring.engine import _engine, netisr_rules
 from pktring.engine.netisr import INTERNAL, Handler, Netisr, Refused
 from pktring.engine.netisr_rules import check, short

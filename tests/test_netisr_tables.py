@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from netisr_lab import Lab, numbered
+
 from pktring.engine import netisr_tables
 from pktring.engine.netisr import INTERNAL, NO_PORT, Refused, json, libxo, pack, text, unpack
 

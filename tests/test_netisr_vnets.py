@@ -8,6 +8,7 @@ import time
 
 import pytest
 from netisr_lab import Lab, numbered
+
 from pktring.engine.netisr import Refused
 
 

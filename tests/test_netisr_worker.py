@@ -8,6 +8,7 @@ import time
 
 import pytest
 from netisr_lab import Lab, numbered
+
 from pktring.engine.netisr import INTERNAL, NO_PORT
 
 RUNNING, DISPATCHING, SCHEDULED = 1, 2, 4
