@@ -121,8 +121,8 @@ static inline uint32_t pr_path_run(struct pr_path *p)
         i = pr_ahead(from, i, slots);
     }
     if (to && queued) {
-        pr_ring_advance(to, at);
         pr_count(to->row, PR_C_tx_queued, queued);
+        pr_ring_advance(to, at);
     }
     if (i != begun)
         pr_ring_advance(from, i);

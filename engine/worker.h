@@ -76,6 +76,8 @@ static inline uint32_t pr_w_burst(struct pr_worker *w, struct pr_wport *from, st
         pr_netisr_dispatch_src(w->ns, proto, 0, &w->batch[proto]);
         pr_batch_begin(&w->batch[proto]);
     }
+    for (uint32_t p = 0; p < w->n_ports; p++) /* before the next burst is claimed: whoever dies then loses that one */
+        pr_w_hand_over(&w->port[p]);
     return pr_dist(h, begun, end);
 }
 

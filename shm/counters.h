@@ -8,8 +8,8 @@
  * negative, because a frame's coming is counted before what became of it: rx_kernel and rx_pieces, then rx_supers and
  * drops, then rx_frames, then tail; head (the claim), then outcomes; tx_queued, then head; tx_frames and drops, then
  * hwcur, and until then the frames are in doubt (ring.h). So what a kill leaves over is the dead one's burst (mend.h).
- * drop_kernel and drop_tap_queue are frames that nobody here ever held: offered = rx_kernel + drop_kernel. mirrored,
- * drop_mirror, app_copies and drop_app_full are about copies; the law is about originals. */
+ * drop_kernel and drop_tap_queue are frames that nobody here ever held: offered = rx_kernel + drop_kernel. mirrored and
+ * drop_mirror are about copies; the law is about originals. What apps got and sent is counted apart (border_record.h). */
 #ifndef PR_COUNTERS_H
 #define PR_COUNTERS_H
 
@@ -42,16 +42,10 @@
     X(drop_bad_slot, "slots an app filled wrongly: length, index, chain")                                              \
     X(drop_no_rule, "frames that no rule took")                                                                        \
     X(drop_no_buffer, "frames for which no buffer was free")                                                           \
-    X(drop_bad_idx, "frames in a buffer that does not exist")                                                          \
-    X(drop_not_owner, "frames in a buffer that was not lent to who sent them")                                         \
-    X(drop_bad_len, "frames longer than their buffer")                                                                 \
-    X(drop_bad_flags, "frames with flags that mean nothing")                                                           \
     X(drop_down, "frames for an interface that is down or gone")                                                       \
     X(drop_tx_kernel, "frames the kernel's transmit path dropped (ENOBUFS)")                                           \
     X(drop_error, "frames the kernel refused for another reason")                                                      \
     X(drop_crash, "frames in the burst of a process that died")                                                        \
-    X(app_copies, "copies that went to apps")                                                                          \
-    X(drop_app_full, "copies for an app whose ring had no room")                                                       \
     X(mirrored, "copies that went to a mirror")                                                                        \
     X(drop_mirror, "copies for which the mirror had no room")                                                          \
     X(copies, "frames copied between buffers (0 = zero-copy)")                                                         \
@@ -72,8 +66,7 @@ enum pr_counter {
 /* The drops of each law. A receive ring's are the driver's, on the way in, and the path's, on the way on. */
 #define PR_DROPS_RX(X) X(drop_gso) X(drop_csum) X(drop_trunc) X(drop_runt)
 #define PR_DROPS_PATH(X)                                                                                               \
-    X(drop_filter) X(drop_direction) X(drop_limit) X(drop_tx_full) X(drop_bad_slot) X(drop_no_rule) X(drop_no_buffer)  \
-    X(drop_bad_idx) X(drop_not_owner) X(drop_bad_len) X(drop_bad_flags)
+    X(drop_filter) X(drop_direction) X(drop_limit) X(drop_tx_full) X(drop_bad_slot) X(drop_no_rule) X(drop_no_buffer)
 #define PR_DROPS_TX(X)                                                                                                 \
     X(drop_mtu) X(drop_runt) X(drop_gso) X(drop_csum) X(drop_trunc) X(drop_bad_slot) X(drop_down) X(drop_tx_kernel)    \
     X(drop_error)

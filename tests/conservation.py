@@ -9,10 +9,6 @@ PATH = (
     "drop_bad_slot",
     "drop_no_rule",
     "drop_no_buffer",
-    "drop_bad_idx",
-    "drop_not_owner",
-    "drop_bad_len",
-    "drop_bad_flags",
 )
 DRIVER_TX = (
     "drop_mtu",

@@ -201,8 +201,7 @@ static void each_outcome_is_in_the_books(void)
     const enum pr_counter rx[] = {PR_C_drop_gso, PR_C_drop_csum, PR_C_drop_trunc, PR_C_drop_runt, PR_C_rx_supers},
                           path[] = {PR_C_delivered, PR_C_forwarded, PR_C_classified, PR_C_drop_filter, PR_C_drop_direction,
                                     PR_C_drop_limit, PR_C_drop_tx_full, PR_C_drop_bad_slot, PR_C_drop_no_rule,
-                                    PR_C_drop_no_buffer, PR_C_drop_bad_idx, PR_C_drop_not_owner, PR_C_drop_bad_len,
-                                    PR_C_drop_bad_flags},
+                                    PR_C_drop_no_buffer},
                           tx[] = {PR_C_tx_frames, PR_C_drop_mtu, PR_C_drop_runt, PR_C_drop_gso, PR_C_drop_csum, PR_C_drop_trunc,
                                   PR_C_drop_bad_slot, PR_C_drop_down, PR_C_drop_tx_kernel, PR_C_drop_error};
     mend_fresh();
