@@ -68,7 +68,8 @@ class Worker:
         self._handlers = HandlerTable(self.plan.region, ports, self._log)
         for handler in self.plan.handlers.values():
             self._handlers.load(handler)
-        return jail.enter(jit=self._handlers.compiled)
+        files = any("file" in port.device.facts() for port in self.plan.ports)  # which an heir cuts back to what its predecessor told of
+        return jail.enter(jit=self._handlers.compiled, files=files)
 
     # ---- becoming a worker ----
 
