@@ -3,7 +3,7 @@
     control socket ── reply, descriptors ──▶ attach() ──▶ Port: recv, batches, send, flush, stats, fileno, close
                                               memory: the region's, or a sealed one of this app's own (which, the engine decides)
 
-Rings are pairs, one for each worker. What a worker does with them is in border.h; how the two wake each other in border_app.h.
+Rings are pairs, one for each worker. What a worker does with them is in border.h; how the two wake each other in shm/app_device.h.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-/* What is known of an attached app on both sides of the border: its record in the engine's memory, and the few words that
- * the two sides tell each other in the app's own rings.
+/* What the engine knows of an attached app: its record in the engine's memory. The few words that the two sides tell each
+ * other in the app's own rings are in shm/app_words.h.
  *
  *   engine's memory, one record an app         word by word, who writes it
  *   +------------------------------------+
@@ -27,13 +27,12 @@
 #ifndef PR_BORDER_RECORD_H
 #define PR_BORDER_RECORD_H
 
-#include "ring.h"
+#include "app_words.h"
 
 #define PR_MAX_APPS 16
 #define PR_APP_SIDES 64     /* workers */
 #define PR_APP_BAD_MOST 16  /* wrong indexes in one second, and the app is in quarantine */
 
-enum pr_app_state { PR_APP_NONE, PR_APP_LIVE, PR_APP_LEAVING, PR_APP_QUARANTINED };
 enum pr_app_mode { PR_APP_COPY, PR_APP_CONSUME };
 enum pr_app_field { PR_APP_NO_FIELD, PR_APP_HEAD, PR_APP_CUR, PR_APP_IDX };
 
@@ -93,37 +92,6 @@ _Static_assert(sizeof(struct pr_app_record) == 64 + 192 * PR_APP_SIDES, "record"
 static inline void pr_app_count(struct pr_app_side *s, enum pr_app_counter c, uint64_t n)
 {
     __atomic_store_n(&s->v[c], s->v[c] + n, __ATOMIC_RELAXED);
-}
-
-/* ---- words in the app's rings: believed by nobody but their reader, who only loses by lying ---- */
-
-/* In pr_ring.pad, from the engine. */
-struct pr_app_told {
-    uint32_t state;   /* enum pr_app_state; NONE = no worker has looked yet */
-    uint32_t need;    /* the worker sleeps: ring when this is not what it was when you last rang */
-    uint64_t dropped; /* RX: frames dropped for want of room, so far */
-};
-/* In pr_ring.sem, from the app. */
-struct pr_app_asks {
-    uint32_t need; /* the same, the other way round */
-};
-_Static_assert(sizeof(struct pr_app_told) <= sizeof(((struct pr_ring *)0)->pad) && offsetof(struct pr_ring, pad) % 8 == 0,
-               "room beside netmap's words");
-
-static inline struct pr_app_told *pr_app_told(const struct pr_ringh *h) { return (struct pr_app_told *)h->ring->pad; }
-static inline struct pr_app_asks *pr_app_asks(const struct pr_ringh *h) { return (struct pr_app_asks *)h->ring->sem; }
-
-/* A slot is a descriptor in front of a pointer that nobody here follows: one load, one store. */
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a slot's first eight bytes are a descriptor");
-
-static inline uint64_t pr_slot_desc(const struct pr_ringh *h, uint32_t i)
-{
-    return __atomic_load_n((const uint64_t *)&h->ring->slot[i], __ATOMIC_RELAXED);
-}
-
-static inline void pr_slot_set(struct pr_ringh *h, uint32_t i, uint64_t desc)
-{
-    __atomic_store_n((uint64_t *)&h->ring->slot[i], desc, __ATOMIC_RELAXED);
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* Python's hold on app records (_engine.AppRecords), and on the app's own side of the border (_engine.AppDevice). */
 #include "door_border.h"
 
-#include "border_app.h"
+#include "app_device.h"
+#include "border_record.h"
 #include "view.h"
 
 #include <structmember.h>

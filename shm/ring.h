@@ -142,7 +142,9 @@ static inline void *pr_rx_fetch(struct pr_ringh *h, uint32_t before)
 static inline void pr_rx_found(struct pr_ringh *h)
 {
     struct pr_kring *k = h->k;
-    const uint8_t *cell = k->fetched[k->begun & 1], nothing[16] = {[0 ... 15] = 0xff};
+    const uint8_t *cell = k->fetched[k->begun & 1];
+    uint8_t nothing[16];
+    memset(nothing, 0xff, sizeof nothing);
     if (k->begun > k->taken)
         pr_rx_taken(h, (uint32_t)(k->begun - k->taken) - (memcmp(cell, nothing, sizeof nothing) == 0));
 }

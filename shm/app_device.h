@@ -1,4 +1,5 @@
-/* The app's side of the border, for apps that use this library: a device whose kernel is the engine's worker.
+/* The app's side of the border, for apps that use this library in Python (engine/attach.py) or in C (pktring.h): a device
+ * whose kernel is the engine's worker.
  *
  * The rings are those that the worker fills and empties; nothing is moved here. The ledger beside them is the process's
  * own and says "everything is yours", because the truth is the engine's and in memory that no app has.
@@ -9,10 +10,10 @@
  *   worker:           tail ▸ fence ▸ if need is not what it was at the last ring: ring
  *
  * So either the bell has been rung and not drained, or the ring is empty and the next burst will ring it. */
-#ifndef PR_BORDER_APP_H
-#define PR_BORDER_APP_H
+#ifndef PR_APP_DEVICE_H
+#define PR_APP_DEVICE_H
 
-#include "border_record.h"
+#include "app_words.h"
 #include "device.h"
 
 #include <errno.h>
@@ -121,15 +122,16 @@ static const struct pr_device_ops pr_appdev_ops = {
 
 static inline int pr_appdev_watch(struct pr_appdev *d, int fd)
 {
-    struct epoll_event e = {.events = EPOLLIN, .data.fd = fd};
+    struct epoll_event e = {.events = EPOLLIN, .data = {.fd = fd}};
     return epoll_ctl(d->dev.rx_fd, EPOLL_CTL_ADD, fd, &e);
 }
 
 static inline void pr_appdev_close(struct pr_appdev *d)
 {
-    for (int *fd = (int[]){d->dev.rx_fd, d->own, d->bell, -2}; *fd != -2; fd++)
-        if (*fd >= 0)
-            close(*fd);
+    int fds[] = {d->dev.rx_fd, d->own, d->bell};
+    for (int i = 0; i < 3; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
     d->dev.rx_fd = d->own = d->bell = -1;
 }
 
@@ -149,7 +151,7 @@ static inline int pr_appdev_open(struct pr_appdev *d, int bell)
 static inline void pr_appdev_kring(struct pr_kring *k, const struct pr_geometry *g, uint32_t index, uint32_t dir,
                                    uint32_t slots, uint32_t head)
 {
-    *k = (struct pr_kring){.hwcur = head, .rhead = head, .hwtail = head ? head - 1 : slots - 1, .num_slots = slots,
+    *k = (struct pr_kring){.hwcur = head, .hwtail = head ? head - 1 : slots - 1, .rhead = head, .num_slots = slots,
                            .ring_ofs = g->ring_ofs + (uint64_t)index * g->ring_size, .dir = dir, .row = index};
 }
 
