@@ -34,7 +34,7 @@ def enter(
     read_from: Iterable[str] | None = None,
     dumpable: bool = False,
 ) -> dict[str, Any]:
-    """Lock this process, and return what holds now, as the kernel says it. There is no way back.
+    """Lock this process, and return what holds now, as the kernel says it. There is no way back. Call `prepare` before the fork.
 
     `keep_fds`: close every other descriptor but 0, 1, 2 (None: close none). `jit`: machine code may be made (numba). `bpf`: programs may
     be run and maps changed, on descriptors that are open. `files`: captures are written (ftruncate). `epoll`: epoll_wait, too.
@@ -73,8 +73,24 @@ def enter(
     finally:
         if status >= 0:
             os.close(status)
+    if facts["threads"] > 1:
+        lacks.append(f"threads: {facts['threads'] - 1} besides the caller keep capabilities and files: see jail.prepare")
     calls = len(_engine.jail_calls(groups)) if filtered else 0
     return facts | {"calls": calls, "landlock": abi if landlocked else 0, "dumpable": dumpable, "closed": kept, "lacks": lacks}
+
+
+def prepare() -> None:
+    """Before the fork: numpy's linear algebra shall compute in the thread that calls it, in this process and in its children.
+
+    In a jail it could not start threads, and ends the process (OpenBLAS) where it tries; threads that it started before keep their
+    capabilities. After the fork it is too late: being told to use fewer threads, it starts them.
+    """
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    if "numpy" in sys.modules:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1)
 
 
 def allowed(*, jit: bool = False, bpf: bool = False, files: bool = False, epoll: bool = False) -> int:

@@ -308,6 +308,40 @@ def test_numpy_goes_on_working():
     assert inside(work) == [int((np.arange(1 << 20, dtype=np.uint32) * 2).sum() % 1000003), 2016]
 
 
+MATRICES = """
+import os, sys
+BEFORE
+from pktring.engine import jail
+jail.prepare()
+if os.fork() == 0:
+    AFTER
+    facts = jail.enter()
+    print(facts["threads"], facts["lacks"], int((numpy.ones((700, 700)) @ numpy.ones((700, 700))).sum()), flush=True)
+    os._exit(0)
+assert os.wait()[1] == 0"""
+
+
+@pytest.mark.parametrize("when", ["BEFORE", "AFTER"])
+def test_numpy_multiplies_matrices_in_one_thread_whenever_it_was_imported(when):
+    """OpenBLAS has a pool of threads, which fork loses and a jail does not let it start again."""
+    code = MATRICES.replace(when, "import numpy; numpy.ones((700, 700)) @ numpy.ones((700, 700))")
+    code = code.replace("BEFORE", "").replace("AFTER", "pass")
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert got.stdout == "1 [] 343000000\n", got.stderr
+
+
+def test_other_threads_are_told_of():
+    def enter():
+        import threading
+
+        done = threading.Event()
+        thread = threading.Thread(target=done.wait, daemon=True)
+        thread.start()
+
+    facts = in_child_of(enter)
+    assert facts["threads"] == 2 and facts["lacks"] == ["threads: 1 besides the caller keep capabilities and files: see jail.prepare"]
+
+
 def test_descriptors_that_are_open_go_on_working(tmp_path):
     bell = os.eventfd(0, os.EFD_NONBLOCK)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
