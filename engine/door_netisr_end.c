@@ -22,7 +22,7 @@ typedef struct {
     int bell[PR_NETISR_WS_MAX];
 } End;
 
-static struct pr_toeplitz_table flows; /* made ready once; never written again */
+static struct pr_toeplitz_table flows[2]; /* microsoft, symmetric: made ready once; never written again */
 
 static struct pr_netisr_end *end_of(PyObject *o) { return &((End *)o)->e; }
 
@@ -136,7 +136,8 @@ static PyObject *outcome(End *o, long n)
 
 /* ---- the end ---- */
 
-/* NetisrEnd(netisr, pool, view, producer, workstream or -1, bells, flows=True) */
+/* NetisrEnd(netisr, pool, view, producer, workstream or -1, bells, flows=1): 0 hash none, 1 by Microsoft's key, 2 by the
+ * symmetric one. */
 static int end_init(PyObject *self, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"netisr", "pool", "view", "producer", "workstream", "bells", "flows", NULL};
@@ -144,10 +145,12 @@ static int end_init(PyObject *self, PyObject *args, PyObject *kw)
     PyObject *netisr, *pool, *view, *bells;
     unsigned producer;
     int ws, hashed = 1;
-    if (o->kept || !PyArg_ParseTupleAndKeywords(args, kw, "O!OOIiO|p", names, &pr_netisr_type, &netisr, &pool, &view, &producer,
+    if (o->kept || !PyArg_ParseTupleAndKeywords(args, kw, "O!OOIiO|i", names, &pr_netisr_type, &netisr, &pool, &view, &producer,
                                                 &ws, &bells, &hashed))
         return -1;
     const struct pr_netisr *v = &((PrNetisr *)netisr)->v;
+    if (hashed < 0 || hashed > 2)
+        return PyErr_Format(PyExc_ValueError, "flows = %d: 0, 1 or 2", hashed), -1;
     if (producer >= v->n_producers || (ws >= 0 && (unsigned)ws >= v->n_ws) || (ws >= 0 && (unsigned)ws != producer)) {
         PyErr_Format(PyExc_ValueError, "producer %u of %u with workstream %d: a worker's row is that of its workstream", producer,
                      v->n_producers, ws);
@@ -169,7 +172,7 @@ static int end_init(PyObject *self, PyObject *args, PyObject *kw)
     o->e.m2flow = on_m2flow;
     o->e.m2cpuid = on_m2cpuid;
     o->e.drained = on_drained;
-    o->e.flows = hashed ? &flows : NULL;
+    o->e.flows = hashed ? &flows[hashed - 1] : NULL;
     return 0;
 }
 
@@ -433,7 +436,7 @@ static PyTypeObject end_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pktring.engine._engine.NetisrEnd",
     .tp_basicsize = sizeof(End),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = "NetisrEnd(netisr, pool, view, producer, workstream, bells, flows=True): one process's hold",
+    .tp_doc = "NetisrEnd(netisr, pool, view, producer, workstream, bells, flows=1): one process's hold",
     .tp_new = PyType_GenericNew,
     .tp_init = end_init,
     .tp_dealloc = end_dealloc,
@@ -446,6 +449,7 @@ static PyTypeObject end_type = {
 
 int pr_add_netisr_end(PyObject *m)
 {
-    pr_toeplitz_prepare(&flows, pr_toeplitz_microsoft, sizeof pr_toeplitz_microsoft);
+    pr_toeplitz_prepare(&flows[0], pr_toeplitz_microsoft, sizeof pr_toeplitz_microsoft);
+    pr_toeplitz_prepare(&flows[1], pr_toeplitz_symmetric, sizeof pr_toeplitz_symmetric);
     return PyModule_AddType(m, &end_type);
 }

@@ -38,6 +38,7 @@ SUM_NAMES = (
 )  # fmt: skip
 DID_NAMES = ("dispatched", "hybrid_dispatched", "noproto", "nobufs", "wakes")
 PURGE_S = 1.0
+RSS_KEYS = {"none": 0, "microsoft": 1, "symmetric": 2}  # what frames without a flow hash are hashed with, for policy FLOW
 
 
 class Netisr(_engine.Netisr):
@@ -339,10 +340,10 @@ class End(_engine.NetisrEnd):
         producer: int,
         workstream: int | None = None,
         bells: Sequence[int] = (),
-        flows: bool = True,
+        rss_key: str = "microsoft",
     ):
         ws = -1 if workstream is None or workstream < 0 else workstream
-        super().__init__(netisr, pool, view, producer, ws, list(bells) or netisr.bells, flows)
+        super().__init__(netisr, pool, view, producer, ws, list(bells) or netisr.bells, RSS_KEYS[rss_key])
         if ws >= 0:
             netisr._ends[ws] = self
 

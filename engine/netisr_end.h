@@ -28,6 +28,8 @@ struct pr_netisr_end {
     int (*m2cpuid)(void *ctx, uint32_t proto, uint64_t *desc, uint32_t n, uint32_t source, uint32_t *v);
     void (*drained)(void *ctx, uint32_t proto, uint32_t cpu);
     uint32_t budget;
+    uint32_t later;           /* what handlers are through with has yet to leave: the caller tells by pr_netisr_left */
+    uint32_t handled;         /* protocols of which that is still to be told, a bit each */
     uint32_t found;           /* frames that the last holder of the workstream had in its hands */
 
     uint64_t n_seen;          /* which of `seen` hold, a bit each */

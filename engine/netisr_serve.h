@@ -144,6 +144,13 @@ static inline void pr_netisr_through(struct pr_netisr_end *e, uint32_t proto)
     }
 }
 
+/* What was handled has left this process: a flow that goes elsewhere now is not overtaken by itself. */
+static inline void pr_netisr_left(struct pr_netisr_end *e)
+{
+    for (; e->handled; e->handled &= e->handled - 1)
+        pr_netisr_through(e, (uint32_t)__builtin_ctz(e->handled));
+}
+
 /* One burst of what is detached. Descriptors taken, 0 = that was all. */
 static inline uint32_t pr_netisr_burst(struct pr_netisr_end *e, uint32_t proto)
 {
@@ -165,7 +172,10 @@ static inline uint32_t pr_netisr_burst(struct pr_netisr_end *e, uint32_t proto)
         pr_netisr_count(&work->purged, w.purged);
         pr_netisr_count(&work->crashed, w.crashed);
     }
-    pr_netisr_through(e, proto);
+    if (e->later)
+        e->handled |= 1u << proto;
+    else
+        pr_netisr_through(e, proto);
     e->served += n + w.vanished;
     return slots;
 }

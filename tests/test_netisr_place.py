@@ -112,7 +112,7 @@ def test_N_P5_flow_without_hash_and_m2flow_is_by_source(lab):
 
 def test_N_P3_headers_make_the_hash_where_none_came(tmp_path):
     frame = bytes(12) + b"\x08\x00" + bytes.fromhex("4500003000000000400600000a0000010a000002") + bytes.fromhex("04d20050") + bytes(16)
-    with Lab(W, flows=True) as lab:
+    with Lab(W, flows="microsoft") as lab:
         lab.register("ip", 1, "flow", m2flow="m:f")
         lab.ends[0].m2flow = lambda proto, descs: 1
         lab.queue(0, 1, [frame], source=2)
