@@ -70,11 +70,11 @@ def campaign(net, rig, *, rate, source=None, sink=None, flows=16):
         yield made
     made.found = made.traffic.found
     made.after = books.at_rest(rig.status)
-    ends = [k.at for k in made.kills[1:]] + [time.time()]
-    made.back_ms = [ms for k, end in zip(made.kills, ends, strict=True) if (ms := made.silence(k, min(end, k.at + BACK_S))) is not None]
+    ends = [*(k.at for k in made.kills[1:]), time.time()]
+    made.back_ms = [ms for k, end in zip(made.kills, ends) if (ms := made.silence(k, min(end, k.at + BACK_S))) is not None]  # noqa: B905
 
 
-def kill_workers(rig, made, n, *, seed, workers=(1, 2), wait=(0.005, 0.04), number=9):
+def kill_workers(rig, made, n, *, seed, workers=(1, 2), wait=(0.005, 0.03), number=9):
     """Kill workers in turn at random microseconds; each time the next one runs before the next kill."""
     dice = random.Random(seed)
     pids = {w: rig.pid(w) for w in workers}
@@ -98,6 +98,18 @@ def killed(rig, pid, worker, pattern, told, number=9):
     os.close(fd)
     said = re.search(r"reclaimed=(\d+) lost<=(\d+) resumed_ms=([\d.]+)", rig.told_more(pattern, told))
     return Kill(at, worker, int(said[2]), int(said[1]), float(said[3]), gone)
+
+
+def kill_controllers(rig, n, *, seed, wait=(0.0, 0.03)):
+    """Kill the controller at random microseconds, also of its adoption. -> ms from each signal to the next adoption that is complete"""
+    dice, times, pid = random.Random(seed), [], 0
+    for _ in range(n):
+        time.sleep(dice.uniform(*wait))
+        pid, told = rig.controller(not_=pid), len(rig.lines("is ready"))
+        at = kill(pid)
+        rig.told_more("is ready", told)
+        times.append((time.time() - at) * 1000)
+    return times
 
 
 def accounted(made, *, doubt=True):

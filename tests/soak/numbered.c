@@ -3,7 +3,7 @@
  *   numbered tx INTERFACE FLOWS FRAMES_PER_S STATE      until SIGTERM; 0 = as fast as it goes
  *   numbered rx INTERFACE FLOWS PAUSE_US STATE          until SIGTERM
  *
- * Flow f is UDP from port 1000 + f. A frame says its flow, its number in that flow, and a sum over both; the rest is a pattern.
+ * Flow f is UDP from 10.1.0.f, port 1000 + f. A frame says its flow, its number in that flow, and a sum over both; the rest is a pattern.
  * Each says what it did as one JSON object at its end; STATE is a file of two words, [frames heard, frames sent], kept up to
  * date. Times are CLOCK_REALTIME in microseconds, those of the receiver are the kernel's. */
 #define _GNU_SOURCE
@@ -87,6 +87,7 @@ static void fill(uint8_t *frame, uint32_t flow)
                                     64, 17, 0, 0, 10, 1, 0, 1, 10, 1, 0, 2};
     uint32_t sum = 0;
     memcpy(frame, start, sizeof start);
+    frame[29] = (uint8_t)flow; /* UDP's ports are not in the hash that netisr places by */
     for (int i = 14; i < 34; i += 2)
         sum += (uint32_t)(frame[i] << 8 | frame[i + 1]);
     sum = ~((sum & 0xffff) + (sum >> 16)) & 0xffff;

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from command import eventually
 from engine_lab import running
@@ -65,13 +66,27 @@ class Rig:
         return eventually(asked, 10)
 
     def pid(self, number, not_=0):
-        """The pid of worker `number` once it runs and is another than `not_`."""
+        """The pid of worker `number` once it has its name and is another than `not_`; the engine is not asked."""
 
         def there():
-            worker = self.status()["workers"][number - 1]
-            return worker["pid"] if worker["state"] == "running" and worker["pid"] != not_ else None
+            return next((pid for pid, name in self.crew() if name.startswith(f"pktring: worker {number} ") and pid != not_), None)
 
         return eventually(there, 10)
+
+    def crew(self):
+        """(pid, what it calls itself) of all processes of the engine."""
+        found, todo = [], [self.engine.child.pid]
+        while todo:
+            pid = todo.pop()
+            with contextlib.suppress(OSError):
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
+                found += [(pid, name)] if name else []  # one without is a zombie
+                todo += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
+
+    def controller(self, not_=0):
+        """The pid of the controller."""
+        return eventually(lambda: next((pid for pid, name in self.crew() if name.startswith("pktring: controller") and pid != not_), 0), 10)
 
     def lines(self, pattern):
         return self.engine.lines(pattern)
