@@ -126,9 +126,14 @@ static inline uint32_t pr_w_turn(struct pr_worker *w)
         }
     pr_w_publish(w);
     moved += pr_netisr_serve(w->ns);
+    uint32_t waits = 0;
     for (uint32_t p = 0; p < w->n_ports; p++)
-        if (w->port[p].tx)
+        if (w->port[p].tx) {
             moved += pr_w_push(&w->port[p]);
+            waits += pr_tx_pending(w->port[p].tx);
+        }
+    if (!waits)
+        pr_netisr_left(w->ns);
     return moved;
 }
 

@@ -182,6 +182,7 @@ static inline void pr_w_bind(struct pr_worker *w)
     w->ns->m2flow = pr_w_m2flow;
     w->ns->m2cpuid = pr_w_m2cpuid;
     w->ns->drained = pr_w_drained;
+    w->ns->later = 1;
 }
 
 #endif
