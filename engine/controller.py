@@ -69,7 +69,8 @@ class Controller:
         """Start or adopt, say that it is ready, serve until told to stop. Raises what the start fails with; nothing is left then."""
         self._title()
         self._wake = _signals(self._hear)
-        self.rundir = rundir.claim(self.config.name, mode=0o755 if self.config.guests else 0o750)
+        group, mode = opening.existing(self.config.group), 0o755 if self.config.guests else 0o750
+        self.rundir = rundir.claim(self.config.name, group=group, mode=mode)
         try:
             self.plan = self._adopted() or self._opened()
             try:
