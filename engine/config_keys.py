@@ -206,6 +206,7 @@ TABLES: dict[str, tuple[Key, ...]] = {
         Key("buffers", 0, whole(0, (1 << 24) - 1), "buffers of the region, 0: as many as rings and queues need"),
         Key("buffer_size", 2048, stride, "bytes of a buffer, 256 of them headroom; in steps of 64", "stride"),
         Key("group", "pktring", _group, 'whose members may map the rings, if there is such a group; "" nobody'),
+        Key("rss_key", "microsoft", choice("microsoft", "symmetric"), "Toeplitz key; symmetric: both ways of a connection to one worker"),
         Key("guests", False, flag, "true: every user of this machine may attach apps, which get copies in a memory of their own"),
         Key("yes", False, flag, "true: take even an interface by which this host is reached"),
     ),

@@ -98,6 +98,7 @@ class Config:
     buffers: int = 0
     stride: int = 2048
     group: str = "pktring"
+    rss_key: str = "microsoft"
     guests: bool = False
     yes: bool = False
     ports: dict[str, PortConfig] = field(default_factory=dict)

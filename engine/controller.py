@@ -117,7 +117,7 @@ class Controller:
         netisr, own = plan.memory.netisr, len(plan.cpus)
         pool = plan.region.pool_of(own + 1)
         netisr.connect(plan.bells, pool, plan.region.view, self.log)
-        self.end = End(netisr, pool, plan.region.view, producer=own, bells=plan.bells)
+        self.end = End(netisr, pool, plan.region.view, producer=own, bells=plan.bells, rss_key=plan.config.rss_key)
 
     @staticmethod
     def _name_ports(plan: Plan) -> None:

@@ -80,7 +80,8 @@ class Worker:
         pool = plan.region.pool_of(index + 1, gen)
         self._found = found = plan.region.mend(index + 1, pool)
         found["reclaimed"] += plan.memory.netisr.bury(pool, index, plan.bells)
-        self._end = End(plan.memory.netisr, pool, plan.region.view, producer=index, workstream=index, bells=plan.bells)
+        where: dict[str, Any] = {"producer": index, "workstream": index, "bells": plan.bells}
+        self._end = End(plan.memory.netisr, pool, plan.region.view, **where, rss_key=plan.config.rss_key)
         found["lost"] += self._end.found
         self._handlers.attach(plan.memory.handler_stats(index), pool)
         record = plan.memory.record(index)

@@ -44,7 +44,7 @@ def placed(lab, frame):
 
 
 def test_rps_hash_decides_where_flows_go():
-    with Lab(W, flows=True) as lab:
+    with Lab(W, flows="microsoft") as lab:
         lab.register("ip", 1, "flow")
         many = [ip(i) for i in range(64)]
         spread = {}
@@ -52,6 +52,24 @@ def test_rps_hash_decides_where_flows_go():
             lab.netisr.set_rps_hash(name)
             spread[name] = {placed(lab, frame) for frame in many}
         assert spread == {"zero": {0}, "curcpu": {1}, "toeplitz": {0, 1, 2}, "toeplitz-othercpus": {0, 2}}
+
+
+def tcp(a, b):
+    """A TCP segment from host and port a to b."""
+    header = bytes([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, a, 10, 0, 0, b])
+    return bytes(12) + b"\x08\x00" + header + bytes([a, 1, b, 1]) + bytes(16)
+
+
+def test_with_the_symmetric_key_both_ways_of_a_connection_meet():
+    pairs = [(a, a * 7 % 251) for a in range(1, 41)]
+    apart = {}
+    for key in ("microsoft", "symmetric"):
+        with Lab(W, flows=key) as lab:
+            lab.register("ip", 1, "flow")
+            there, back = ([placed(lab, tcp(*ends)) for ends in way] for way in (pairs, [(b, a) for a, b in pairs]))
+            apart[key] = there != back
+            assert len(set(there)) == W
+    assert apart == {"microsoft": True, "symmetric": False}
 
 
 def test_what_was_written_is_read_and_acts(tmp_path):
