@@ -11,6 +11,7 @@ It may die: the workers go on without it, and the next controller takes over wha
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -25,7 +26,7 @@ from pktring.shm import segment
 from pktring.shm.device import Device
 from pktring.shm.errors import Error
 
-from . import adoption, opening, rundir, sd_notify
+from . import adoption, jail, opening, rundir, sd_notify
 from .answers import Answers
 from .config import Config
 from .control import Server
@@ -68,6 +69,7 @@ class Controller:
     def run(self, adopt: bool, tell: Callable[[dict[str, Any]], None]) -> int:
         """Start or adopt, say that it is ready, serve until told to stop. Raises what the start fails with; nothing is left then."""
         self._title()
+        jail.prepare()  # what workers inherit must not do behind their jail's door what is refused there
         self._wake = _signals(self._hear)
         group, mode = opening.existing(self.config.group), 0o755 if self.config.guests else 0o750
         self.rundir = rundir.claim(self.config.name, group=group, mode=mode)
@@ -177,6 +179,7 @@ class Controller:
         names = " ".join(port.name for port in self.plan.ports)
         line = f"engine {self.config.name} is ready: {len(self.crew.posts)} workers on CPUs {self.plan.cpus}, ports {names or 'none'}"
         self.log(line)
+        gc.freeze()  # what is here stays: no request waits for a collection of all of it
         tell({"ready": {"name": self.config.name, "pid": os.getpid(), "control": self.rundir.control}})
         sd_notify.notify("READY=1")
         next_look = 0.0
