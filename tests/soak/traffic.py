@@ -55,21 +55,36 @@ class Traffic:
         self.found = None
 
     def __enter__(self):
-        self._undo = contextlib.ExitStack()
-        exe = ckernel.program((Path(__file__).parent / "numbered.c").read_text(), sanitize=False)
-        state = self._undo.enter_context(tempfile.NamedTemporaryFile(prefix="pktring-soak-"))
-        state.truncate(16)
-        self._state = mmap.mmap(state.fileno(), 16)
-
-        def start(way, end, number):
-            argv = [exe, way, end.name, self.flows, number, state.name]
-            return self.lab.start(end.netns, [str(word) for word in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-        self._rx = start("rx", self.sink, self.pause_us)
+        self._prepared()
+        self._rx = self._start("rx", self.sink, self.pause_us)
         assert self._rx.stdout.readline() == "ready\n", self._rx.stderr.read()
-        self._tx = start("tx", self.source, self.rate)
+        self._tx = self._start("tx", self.source, self.rate)
         self.flows_on(100)
         return self
+
+    def send_only(self):
+        """Without a listener; until `close`."""
+        self._prepared()
+        self._tx = self._start("tx", self.source, self.rate)
+        return self
+
+    def close(self):
+        """The end of `send_only`."""
+        try:
+            self._end(self._tx)
+        finally:
+            self._undo.close()
+
+    def _prepared(self):
+        self._undo = contextlib.ExitStack()
+        self._exe = ckernel.program((Path(__file__).parent / "numbered.c").read_text(), sanitize=False)
+        self._file = self._undo.enter_context(tempfile.NamedTemporaryFile(prefix="pktring-soak-"))
+        self._file.truncate(16)
+        self._state = mmap.mmap(self._file.fileno(), 16)
+
+    def _start(self, way, end, number):
+        argv = [self._exe, way, end.name, self.flows, number, self._file.name]
+        return self.lab.start(end.netns, [str(word) for word in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def __exit__(self, kind, *_):
         try:
