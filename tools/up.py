@@ -49,11 +49,12 @@ def run(args: argparse.Namespace, stop: cli.Stop) -> int:
     return _run(args, config, stop)
 
 
-def load(path: str) -> Config:
+def load(path: str, *, handlers: bool = False) -> Config:
     """Read a configuration, down to its port names and handlers, and open nothing. Raises E_CONFIG and what those are refused with."""
     from pktring.engine import config
 
-    return config.load(path, check_port=_check_port, check_handler=_handler_check(path))
+    # Not by whom the engine is started: its workers import what is there when they are forked, after a reload too.
+    return config.load(path, check_port=_check_port, check_handler=_handler_check(path) if handlers else None)
 
 
 def _handler_check(path: str) -> Callable[[str], object]:
@@ -81,7 +82,7 @@ def _check(args: argparse.Namespace) -> int:
     from pktring.engine.config import ConfigError
 
     try:
-        config = load(args.config)
+        config = load(args.config, handlers=True)
     except ConfigError as error:
         _tell_check(args, ok=False, problems=list(error.problems), warnings=[])
         raise
