@@ -90,6 +90,9 @@ class Answers:
         if change.ports_added or change.ports_removed or change.ports_changed:
             names = ", ".join((*change.ports_added, *change.ports_removed, *change.ports_changed))
             raise Error("E_CONFIG", f"[port] {names}: ports cannot change while the engine runs: restart it")
+        opened = {want.name: want for want in opening.wanted_ports(c.config)}
+        if other := [want.name for want in opening.wanted_ports(config) if want != opened.get(want.name, want)]:
+            raise Error("E_CONFIG", f"[port] {', '.join(other)}: whether they receive and take cannot change: restart the engine")
         if {m.to for m in config.mirrors} - {port.name for port in c.plan.ports}:
             raise Error("E_CONFIG", "[[mirror]]: a new target cannot be opened while the engine runs: restart it")
         wanted = {h.name: h for h in handlers}
