@@ -48,7 +48,8 @@ static int geometry_of(PyObject *args, struct pr_netisr_geometry *g, Py_buffer *
     *mem = (Py_buffer){0};
     if (PyTuple_GET_SIZE(args) == 5
             ? !PyArg_ParseTuple(args, "IIIII", &workstreams, &maxqlimit, &defaultqlimit, &first_lane, &bindthreads)
-            : !PyArg_ParseTuple(args, "IIIIIw*", &workstreams, &maxqlimit, &defaultqlimit, &first_lane, &bindthreads, mem))
+            : !PyArg_ParseTuple(args, "IIIIIw*", &workstreams, &maxqlimit, &defaultqlimit, &first_lane, &bindthreads,
+                                 mem))
         return -1;
     *g = (struct pr_netisr_geometry){.workstreams = workstreams, .maxqlimit = maxqlimit, .defaultqlimit = defaultqlimit,
                                      .first_lane = (uint16_t)first_lane, .bindthreads = bindthreads != 0};
@@ -91,7 +92,8 @@ static PyObject *py_lanes_range(PyObject *m, PyObject *args)
     Py_buffer none;
     PyObject *geometry;
     unsigned proto;
-    if (!PyArg_ParseTuple(args, "O!I", &PyTuple_Type, &geometry, &proto) || !proto_ok(proto) || geometry_of(geometry, &g, &none) < 0)
+    if (!PyArg_ParseTuple(args, "O!I", &PyTuple_Type, &geometry, &proto) || !proto_ok(proto) ||
+        geometry_of(geometry, &g, &none) < 0)
         return NULL;
     pr_netisr_carve(&v, NULL, &g);
     return Py_BuildValue("(nn)", (Py_ssize_t)pr_netisr_lanes_at(&v, proto), (Py_ssize_t)v.lanes_size);
@@ -162,8 +164,9 @@ static PyObject *netisr_proto(PyObject *o, PyObject *n)
     char name[PR_NETISR_NAME];
     memcpy(name, p->name, sizeof name);
     name[sizeof name - 1] = 0;
-    return Py_BuildValue("(ONIIIII)", p->used ? Py_True : Py_False, PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"),
-                         p->policy, p->dispatch, p->qlimit, p->flags, p->generation);
+    PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace");
+    return Py_BuildValue("(ONIIIII)", p->used ? Py_True : Py_False, text, p->policy, p->dispatch, p->qlimit,
+                         p->flags, p->generation);
 }
 
 /* workstream(n) -> (cpu, pid, births, flags, pending, need) */
@@ -223,7 +226,8 @@ static PyObject *netisr_lanes_range(PyObject *o, PyObject *n)
     unsigned long proto = PyLong_AsUnsignedLong(n);
     if (PyErr_Occurred() || !proto_ok((unsigned)proto))
         return NULL;
-    return Py_BuildValue("(nn)", (Py_ssize_t)pr_netisr_lanes_at(view_of(o), (uint32_t)proto), (Py_ssize_t)view_of(o)->lanes_size);
+    return Py_BuildValue("(nn)", (Py_ssize_t)pr_netisr_lanes_at(view_of(o), (uint32_t)proto),
+                         (Py_ssize_t)view_of(o)->lanes_size);
 }
 
 /* add(protocol, name, policy, dispatch, qlimit, flags) */
@@ -288,7 +292,8 @@ static PyObject *netisr_set_vnet(PyObject *o, PyObject *args)
 static PyObject *netisr_set_port(PyObject *o, PyObject *args)
 {
     unsigned port, ifindex, vnet;
-    if (!PyArg_ParseTuple(args, "III", &port, &ifindex, &vnet) || !below(port, PR_NETISR_PORTS, "port") || !vnet_ok(vnet))
+    if (!PyArg_ParseTuple(args, "III", &port, &ifindex, &vnet) || !below(port, PR_NETISR_PORTS, "port") ||
+        !vnet_ok(vnet))
         return NULL;
     pr_netisr_set_port(view_of(o), port, ifindex, vnet);
     Py_RETURN_NONE;
@@ -339,9 +344,14 @@ static PyObject *netisr_bury(PyObject *o, PyObject *args)
 
 /* ---- words of the control block ---- */
 
+static uint32_t *word_of(PyObject *o, void *field)
+{
+    return (uint32_t *)(void *)((char *)view_of(o)->control + (size_t)field);
+}
+
 static PyObject *get_word(PyObject *o, void *field)
 {
-    return PyLong_FromUnsignedLong(__atomic_load_n((uint32_t *)(void *)((char *)view_of(o)->control + (size_t)field), __ATOMIC_ACQUIRE));
+    return PyLong_FromUnsignedLong(__atomic_load_n(word_of(o, field), __ATOMIC_ACQUIRE));
 }
 
 static int set_word(PyObject *o, PyObject *value, void *field)
@@ -349,7 +359,7 @@ static int set_word(PyObject *o, PyObject *value, void *field)
     unsigned long to = value ? PyLong_AsUnsignedLong(value) : 0;
     if (PyErr_Occurred())
         return -1;
-    pr_netisr_word((uint32_t *)(void *)((char *)view_of(o)->control + (size_t)field), (uint32_t)to);
+    pr_netisr_word(word_of(o, field), (uint32_t)to);
     return 0;
 }
 
@@ -368,8 +378,10 @@ static PyObject *get_bindthreads(PyObject *o, void *unused)
 static PyGetSetDef netisr_fields[] = {
     {"dispatch", get_word, set_word, "the global policy", (void *)offsetof(struct pr_netisr_control, dispatch)},
     {"rps", get_word, set_word, "the routine that hashes flows", (void *)offsetof(struct pr_netisr_control, rps)},
-    {"active", get_word, set_word, "workstreams that frames are placed on", (void *)offsetof(struct pr_netisr_control, active)},
-    {"defaultqlimit", get_word, set_word, "of registrations that name none", (void *)offsetof(struct pr_netisr_control, defaultqlimit)},
+    {"active", get_word, set_word, "workstreams that frames are placed on",
+     (void *)offsetof(struct pr_netisr_control, active)},
+    {"defaultqlimit", get_word, set_word, "of registrations that name none",
+     (void *)offsetof(struct pr_netisr_control, defaultqlimit)},
     {"vnets", get_vnets, NULL, "which vnets exist, a bit each", NULL},
     {"bindthreads", get_bindthreads, NULL, "whether workers are pinned to their CPUs", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -424,9 +436,11 @@ PyTypeObject pr_netisr_type = {
 };
 
 static PyMethodDef functions[] = {
-    {"netisr_size", py_size, METH_VARARGS, "netisr_size(workstreams, maxqlimit, defaultqlimit, first_lane, bindthreads) -> bytes"},
+    {"netisr_size", py_size, METH_VARARGS,
+     "netisr_size(workstreams, maxqlimit, defaultqlimit, first_lane, bindthreads) -> bytes"},
     {"netisr_lanes_range", py_lanes_range, METH_VARARGS, "netisr_lanes_range((as above), protocol) -> (offset, size)"},
-    {"netisr_lanes_size", py_lanes_size, METH_VARARGS, "netisr_lanes_size(as netisr_size) -> bytes at its end that are lanes"},
+    {"netisr_lanes_size", py_lanes_size, METH_VARARGS,
+     "netisr_lanes_size(as netisr_size) -> bytes at its end that are lanes"},
     {"netisr_format", py_format, METH_VARARGS, "netisr_format(..., mem): make a block in zeroed memory, page-aligned"},
     {"classify", py_classify, METH_O, "classify(frame) -> netisr's protocol number"},
     {NULL, NULL, 0, NULL},
@@ -434,7 +448,8 @@ static PyMethodDef functions[] = {
 
 int pr_add_netisr(PyObject *m)
 {
-    return PyModule_AddFunctions(m, functions) < 0 || PyModule_AddType(m, &pr_netisr_type) < 0 || pr_add_netisr_end(m) < 0 ||
+    return PyModule_AddFunctions(m, functions) < 0 || PyModule_AddType(m, &pr_netisr_type) < 0 ||
+                   pr_add_netisr_end(m) < 0 ||
                    PyModule_AddIntMacro(m, PR_NETISR_PUBLIC) < 0 || PyModule_AddIntMacro(m, PR_NETISR_INTERNAL) < 0 ||
                    PyModule_AddIntMacro(m, PR_NETISR_VNETS) < 0 || PyModule_AddIntMacro(m, PR_NETISR_PORTS) < 0 ||
                    PyModule_AddIntMacro(m, PR_NETISR_WS_MAX) < 0 || PyModule_AddIntMacro(m, PR_NETISR_QLIMIT_MAX) < 0 ||

@@ -1,5 +1,5 @@
-/* Python's hold on an end of netisr: _engine.NetisrEnd, and the capsule by which a worker's loop drives the same end. Frames
- * are descriptors here; netisr_end.py makes them of bytes.
+/* Python's hold on an end of netisr: _engine.NetisrEnd, and the capsule by which a worker's loop drives the same end.
+ * Frames are descriptors here; netisr_end.py makes them of bytes.
  *
  * Callbacks, while the end is driven from Python (the interpreter stays held; a worker's loop sets its own in C):
  *   handle(proto, descriptors)                  runs over a batch, whose frames are freed when it returns
@@ -136,8 +136,8 @@ static PyObject *outcome(End *o, long n)
 
 /* ---- the end ---- */
 
-/* NetisrEnd(netisr, pool, view, producer, workstream or -1, bells, flows=1): 0 hash none, 1 by Microsoft's key, 2 by the
- * symmetric one. */
+/* NetisrEnd(netisr, pool, view, producer, workstream or -1, bells, flows=1): 0 hash none, 1 by Microsoft's key, 2 by
+ * the symmetric one. */
 static int end_init(PyObject *self, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"netisr", "pool", "view", "producer", "workstream", "bells", "flows", NULL};
@@ -145,15 +145,15 @@ static int end_init(PyObject *self, PyObject *args, PyObject *kw)
     PyObject *netisr, *pool, *view, *bells;
     unsigned producer;
     int ws, hashed = 1;
-    if (o->kept || !PyArg_ParseTupleAndKeywords(args, kw, "O!OOIiO|i", names, &pr_netisr_type, &netisr, &pool, &view, &producer,
-                                                &ws, &bells, &hashed))
+    if (o->kept || !PyArg_ParseTupleAndKeywords(args, kw, "O!OOIiO|i", names, &pr_netisr_type, &netisr, &pool, &view,
+                                                &producer, &ws, &bells, &hashed))
         return -1;
     const struct pr_netisr *v = &((PrNetisr *)netisr)->v;
     if (hashed < 0 || hashed > 2)
         return PyErr_Format(PyExc_ValueError, "flows = %d: 0, 1 or 2", hashed), -1;
     if (producer >= v->n_producers || (ws >= 0 && (unsigned)ws >= v->n_ws) || (ws >= 0 && (unsigned)ws != producer)) {
-        PyErr_Format(PyExc_ValueError, "producer %u of %u with workstream %d: a worker's row is that of its workstream", producer,
-                     v->n_producers, ws);
+        PyErr_Format(PyExc_ValueError, "producer %u of %u with workstream %d: a worker's row is that of its workstream",
+                     producer, v->n_producers, ws);
         return -1;
     }
     struct pr_pool *p = pr_capsule_of(pool, "pktring.pool");
@@ -317,7 +317,8 @@ static int batch_of(PyObject *sequence, struct pr_batch *b)
 }
 
 /* queue_src(protocol, source, descriptors) -> 0 or -errno; dispatch_src the same */
-static PyObject *send(PyObject *self, PyObject *args, int (*call)(struct pr_netisr_end *, uint32_t, uint32_t, struct pr_batch *))
+static PyObject *send(PyObject *self, PyObject *args,
+                      int (*call)(struct pr_netisr_end *, uint32_t, uint32_t, struct pr_batch *))
 {
     unsigned proto, source;
     PyObject *array;

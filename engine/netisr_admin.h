@@ -52,7 +52,8 @@ static inline uint32_t pr_netisr_watermark(const struct pr_netisr *v, uint32_t p
 /* What a producer did by itself, since the protocol was registered. */
 static inline struct pr_netisr_row pr_netisr_did(const struct pr_netisr *v, uint32_t proto, uint32_t producer)
 {
-    const struct pr_netisr_row *r = pr_netisr_row(v, proto, producer), *base = &v->row_bases[proto * v->n_producers + producer];
+    const struct pr_netisr_row *r = pr_netisr_row(v, proto, producer);
+    const struct pr_netisr_row *base = &v->row_bases[proto * v->n_producers + producer];
     return (struct pr_netisr_row){.dispatched = pr_netisr_look(&r->dispatched) - base->dispatched,
                                   .hybrid = pr_netisr_look(&r->hybrid) - base->hybrid,
                                   .noproto = pr_netisr_look(&r->noproto) - base->noproto,
@@ -67,8 +68,8 @@ static inline struct pr_netisr_sums pr_netisr_sums(const struct pr_netisr *v, ui
     struct pr_netisr_row did = pr_netisr_did(v, proto, ws);
     struct pr_netisr_base now = pr_netisr_raw(v, proto, ws);
     return (struct pr_netisr_sums){.len = pr_netisr_len(v, proto, ws), .watermark = pr_netisr_watermark(v, proto, ws),
-                                   .dispatched = did.dispatched, .hybrid = did.hybrid, .qdrops = now.qdrops - base->qdrops,
-                                   .queued = now.queued - base->queued,
+                                   .dispatched = did.dispatched, .hybrid = did.hybrid,
+                                   .qdrops = now.qdrops - base->qdrops, .queued = now.queued - base->queued,
                                    .handled = now.handled - base->handled + did.dispatched + did.hybrid,
                                    .purged = now.purged - base->purged, .crashed = now.crashed - base->crashed,
                                    .over = now.over - base->over, .batches = now.batches - base->batches,

@@ -44,7 +44,8 @@ struct pr_netisr_end {
 /* Bytes for the arrays of an end. */
 static inline size_t pr_netisr_end_room(const struct pr_netisr *v)
 {
-    return sizeof(struct pr_lane_end) * PR_NETISR_PROTOS * (v->n_ws + v->n_producers) + 4ull * (v->n_ws + v->n_producers);
+    size_t both = v->n_ws + v->n_producers;
+    return sizeof(struct pr_lane_end) * PR_NETISR_PROTOS * both + sizeof(uint32_t) * both;
 }
 
 static inline struct pr_netisr_row *pr_netisr_my_row(const struct pr_netisr_end *e, uint32_t proto)

@@ -1,6 +1,6 @@
 /* netisr(9)'s shared memory: what is registered, what each workstream is doing, and the queues between processes.
  *
- *   head | control | protocols 0..16 | workstreams | cells | works | rows | bases | moves | lanes of 0 | lanes of 1 | ...
+ *   head | control | protocols 0..16 | workstreams | cells | works | rows | bases | moves | lanes of 0, of 1, ...
  *
  *   head        geometry                                    written once
  *   control     policy, active workstreams, ports, vnets    the controller writes; so it does in
@@ -75,7 +75,7 @@ struct pr_netisr_control {
     uint32_t defaultqlimit; /* of registrations that name none */
     uint32_t rps;      /* enum pr_rps: how frames get the hash that policy FLOW places them by */
     uint8_t pad[40];
-    uint64_t port[PR_NETISR_PORTS]; /* ifindex << 32 | life: the port's generation << 8 | its vnet. Generation 0 = no such port */
+    uint64_t port[PR_NETISR_PORTS]; /* ifindex << 32 | life: generation << 8 | vnet. Generation 0 = no such port */
 };
 
 struct pr_netisr_proto {
@@ -165,8 +165,9 @@ struct pr_netisr {
 
 static inline int pr_netisr_geometry_ok(const struct pr_netisr_geometry *g)
 {
-    return g->workstreams && g->workstreams <= PR_NETISR_WS_MAX && g->maxqlimit && g->maxqlimit <= PR_NETISR_QLIMIT_MAX &&
-           g->defaultqlimit && g->defaultqlimit <= g->maxqlimit && g->first_lane &&
+    return g->workstreams && g->workstreams <= PR_NETISR_WS_MAX && g->maxqlimit &&
+           g->maxqlimit <= PR_NETISR_QLIMIT_MAX && g->defaultqlimit && g->defaultqlimit <= g->maxqlimit &&
+           g->first_lane &&
            g->first_lane + PR_NETISR_PROTOS * g->workstreams * (g->workstreams + 1) <= UINT16_MAX;
 }
 
@@ -189,7 +190,8 @@ static inline size_t pr_netisr_carve(struct pr_netisr *v, uint8_t *mem, const st
 {
     const size_t w = g->workstreams, p = w + 1;
     size_t at = 0;
-    *v = (struct pr_netisr){.g = *g, .n_ws = (uint32_t)w, .n_producers = (uint32_t)p, .capacity = pr_netisr_capacity(g->maxqlimit)};
+    *v = (struct pr_netisr){.g = *g, .n_ws = (uint32_t)w, .n_producers = (uint32_t)p,
+                            .capacity = pr_netisr_capacity(g->maxqlimit)};
     v->lane_size = pr_round(pr_lane_size(v->capacity), 64);
     v->lanes_size = pr_round(w * p * v->lane_size, PR_PAGE);
 #define PART(field, bytes) (v->field = (void *)((uintptr_t)mem + at), at += (bytes))
@@ -228,8 +230,8 @@ static inline int pr_netisr_attach(struct pr_netisr *v, void *mem, size_t bytes)
     return pr_netisr_carve(v, mem, &h.g) == h.size && h.size <= bytes ? 0 : -1;
 }
 
-/* Make a block in zeroed memory that nobody else uses yet. Direct dispatch, all workstreams active, workstream i on CPU i,
- * nothing registered, no lane made. 0, or -1: no such geometry. */
+/* Make a block in zeroed memory that nobody else uses yet. Direct dispatch, all workstreams active, workstream i on CPU
+ * i, nothing registered, no lane made. 0, or -1: no such geometry. */
 static inline int pr_netisr_format(void *mem, size_t bytes, const struct pr_netisr_geometry *g)
 {
     struct pr_netisr v;
@@ -265,7 +267,8 @@ static inline struct pr_lane *pr_netisr_lane(const struct pr_netisr *v, uint32_t
     return (struct pr_lane *)(v->lanes + proto * v->lanes_size + (ws * v->n_producers + producer) * v->lane_size);
 }
 
-static inline struct pr_netisr_cell *pr_netisr_cell(const struct pr_netisr *v, uint32_t proto, uint32_t ws, uint32_t producer)
+static inline struct pr_netisr_cell *pr_netisr_cell(const struct pr_netisr *v, uint32_t proto, uint32_t ws,
+                                                    uint32_t producer)
 {
     return &v->cells[pr_netisr_lane_index(v, proto, ws, producer)];
 }
@@ -309,8 +312,10 @@ static inline void pr_netisr_say(uint64_t *word, uint64_t to) { __atomic_store_n
 static inline uint32_t pr_netisr_ends(const struct pr_lane_end *e, uint32_t from, uint32_t to)
 {
     uint32_t n = 0;
-    for (; from != to; from++)
-        n += !(pr_desc_flags(__atomic_load_n(&e->lane->slot[from & (e->capacity - 1)], __ATOMIC_RELAXED)) & PR_NS_MOREFRAG);
+    for (; from != to; from++) {
+        uint64_t d = __atomic_load_n(&e->lane->slot[from & (e->capacity - 1)], __ATOMIC_RELAXED);
+        n += !(pr_desc_flags(d) & PR_NS_MOREFRAG);
+    }
     return n;
 }
 

@@ -3,16 +3,17 @@
  *   of a worker as consumer    its heir, before its first serve: pr_netisr_adopt
  *       taken                  mended: it may be ahead of the tail
  *       detached, holes        what was detached and not taken is queued again; holes are counted anew, in the slots
- *       crashed                what was taken, and is neither handled, purged nor crashed: it died in the worker's hands
+ *       crashed                taken, and neither handled, purged nor crashed: it died in the worker's hands
  *       flags, pending         as of a worker that has not begun, with all that is queued pending
  *   of anybody as producer     whoever fenced it: pr_netisr_bury_producer
  *       put, queued            mended: they may be behind the head
  *       pending                set where its frames are: it may have died before it could
  *       owner words            buffers that it was putting and did not publish go home
  *
- * What a dead process had OWNED is reclaimed by pr_pool_reclaim_process; before or after these is the same. Killed in the
- * middle, each is run again from the start. After a death up to twice the limit may be queued (N-A2 holds once more when
- * that is served), and a hole or a handled frame whose counter was not yet raised counts as crashed: sums stay true. */
+ * What a dead process had OWNED is reclaimed by pr_pool_reclaim_process; before or after these is the same. Killed in
+ * the middle, each is run again from the start. After a death up to twice the limit may be queued (N-A2 holds once more
+ * when that is served), and a hole or a handled frame whose counter was not yet raised counts as crashed: sums stay
+ * true. */
 #ifndef PR_NETISR_MEND_H
 #define PR_NETISR_MEND_H
 
@@ -38,7 +39,8 @@ static inline uint32_t pr_netisr_holes(struct pr_lane_end *l, const struct pr_ne
 }
 
 /* One lane. Frames that left it: taken, or purged on the spot. *queued: whether there are any. */
-static inline uint32_t pr_netisr_adopt_lane(struct pr_netisr_end *e, uint32_t proto, uint32_t producer, uint32_t *queued)
+static inline uint32_t pr_netisr_adopt_lane(struct pr_netisr_end *e, uint32_t proto, uint32_t producer,
+                                            uint32_t *queued)
 {
     struct pr_lane_end *l = pr_netisr_in(e, proto, producer);
     struct pr_netisr_cell *c = pr_netisr_cell(&e->v, proto, e->ws, producer);
@@ -95,9 +97,10 @@ static inline void pr_netisr_leave(struct pr_netisr_end *e)
 
 /* ---- producers ---- */
 
-/* Is the buffer's word, which names lane `l`, that of a slot which was published and not yet taken? Tail, then head, then
- * the word: [tail, head) only shrinks, for its producer is dead. */
-static inline int pr_netisr_published(const struct pr_netisr *v, const struct pr_lane *l, const struct pr_pool *pool, uint32_t b)
+/* Is the buffer's word, which names lane `l`, that of a slot which was published and not yet taken? Tail, then head,
+ * then the word: [tail, head) only shrinks, for its producer is dead. */
+static inline int pr_netisr_published(const struct pr_netisr *v, const struct pr_lane *l, const struct pr_pool *pool,
+                                      uint32_t b)
 {
     uint32_t tail = __atomic_load_n(&l->tail, __ATOMIC_ACQUIRE), head = __atomic_load_n(&l->head, __ATOMIC_ACQUIRE);
     uint32_t mask = v->capacity - 1, at = (pr_word_aux(pr_pool_look(pool, b)) - tail) & mask;
@@ -124,7 +127,8 @@ static inline uint32_t pr_netisr_reclaim(const struct pr_netisr *v, struct pr_po
 }
 
 /* After the producer's death, before its row is used again. bells: an eventfd a workstream. Buffers that went home. */
-static inline uint32_t pr_netisr_bury_producer(const struct pr_netisr *v, struct pr_pool *pool, uint32_t producer, const int *bells)
+static inline uint32_t pr_netisr_bury_producer(const struct pr_netisr *v, struct pr_pool *pool, uint32_t producer,
+                                               const int *bells)
 {
     for (uint32_t ws = 0; ws < v->n_ws; ws++) {
         uint32_t pending = 0;

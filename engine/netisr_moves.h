@@ -1,23 +1,24 @@
 /* A flow changes its workstream without being reordered, when the number of active workstreams changes.
  *
  * At rest frames go to key % count, the key being what the protocol's policy says (netisr_place.h). When the count
- * changes, from A to B, most flows belong elsewhere at once; but frames of theirs may still wait where they were. So each
- * producer for itself follows the rule of Linux's RFS (net/core/dev.c, get_rps_cpu): a flow goes to its new workstream
- * when what this producer queued for it on the old one has been handled (`done` of the lane's cell), not earlier.
+ * changes, from A to B, most flows belong elsewhere at once; but frames of theirs may still wait where they were. So
+ * each producer for itself follows the rule of Linux's RFS (net/core/dev.c, get_rps_cpu): a flow goes to its new
+ * workstream when what this producer queued for it on the old one has been handled (`done` of the lane's cell), not
+ * earlier.
  *
  *   barrier[lane]   the lane's frames when the change began: flows of which nothing else is known wait for it
  *   flow[key]       flows that sent more meanwhile: they wait for their own last frame; then they have `moved`
  *   horizon[lane]   the last frame that anybody waits for. All horizons passed: the change is over
  *
- * While its barrier stands, a flow that finds no free entry (8 looks) raises the barrier instead: of the flows that have
- * no entry none has moved yet, so waiting longer harms none of them. Once it is passed no entry is made any more. Entries
- * are kept until the next change: one that vanished would let its flow go back.
+ * While its barrier stands, a flow that finds no free entry (8 looks) raises the barrier instead: of the flows that
+ * have no entry none has moved yet, so waiting longer harms none of them. Once it is passed no entry is made any more.
+ * Entries are kept until the next change: one that vanished would let its flow go back.
  *
  * `until` is set before the frame is put, to a burst more than were put before, so that a producer that is killed, or
  * refused, leaves it too late and never too early; an empty lane is always through (`done` = put).
  *
- * Nothing of this is looked at while nothing moves. A second change waits for the first one's end; a flow that never lets
- * its queue run empty never moves, as with RFS. All of it lies in shared memory, so that an heir goes on with it. */
+ * Nothing of this is looked at while nothing moves. A second change waits for the first one's end; a flow that never
+ * lets its queue run empty never moves, as with RFS. All of it lies in shared memory: an heir goes on with it. */
 #ifndef PR_NETISR_MOVES_H
 #define PR_NETISR_MOVES_H
 
@@ -25,12 +26,14 @@
 
 #define PR_NETISR_LOOKS 8u
 
-static inline uint32_t *pr_netisr_barrier(const struct pr_netisr *v, struct pr_netisr_moves *m, uint32_t proto, uint32_t ws)
+static inline uint32_t *pr_netisr_barrier(const struct pr_netisr *v, struct pr_netisr_moves *m, uint32_t proto,
+                                          uint32_t ws)
 {
     return &m->until[2 * (proto * v->n_ws + ws)];
 }
 
-static inline uint32_t *pr_netisr_horizon(const struct pr_netisr *v, struct pr_netisr_moves *m, uint32_t proto, uint32_t ws)
+static inline uint32_t *pr_netisr_horizon(const struct pr_netisr *v, struct pr_netisr_moves *m, uint32_t proto,
+                                          uint32_t ws)
 {
     return pr_netisr_barrier(v, m, proto, ws) + 1;
 }
@@ -57,9 +60,11 @@ static inline void pr_netisr_moves_begin(struct pr_netisr_end *e, struct pr_neti
 static inline int pr_netisr_moves_over(struct pr_netisr_end *e, struct pr_netisr_moves *m)
 {
     for (uint32_t proto = 0; proto < PR_NETISR_PUBLIC; proto++)
-        for (uint32_t ws = 0; ws < m->from; ws++)
-            if (!pr_netisr_passed(pr_netisr_cell(&e->v, proto, ws, e->producer), *pr_netisr_horizon(&e->v, m, proto, ws)))
+        for (uint32_t ws = 0; ws < m->from; ws++) {
+            uint32_t horizon = *pr_netisr_horizon(&e->v, m, proto, ws);
+            if (!pr_netisr_passed(pr_netisr_cell(&e->v, proto, ws, e->producer), horizon))
                 return 0;
+        }
     return 1;
 }
 
@@ -80,9 +85,10 @@ static inline struct pr_netisr_moves *pr_netisr_moves_look(struct pr_netisr_end 
     return m;
 }
 
-/* Was everything up to `until` on this lane handled when this burst first asked? One answer a burst: a later one might be
- * yes for the second of two frames of a flow, while the first, placed and not yet put, is to go to the old place. */
-static inline int pr_netisr_settled(struct pr_netisr_end *e, const struct pr_netisr_cell *c, uint32_t ws, uint32_t until)
+/* Was everything up to `until` on this lane handled when this burst first asked? One answer a burst: a later one might
+ * be yes for the second of two frames of a flow, while the first, placed and not yet put, is to go to the old place. */
+static inline int pr_netisr_settled(struct pr_netisr_end *e, const struct pr_netisr_cell *c, uint32_t ws,
+                                    uint32_t until)
 {
     if (!(e->n_seen >> ws & 1)) {
         e->n_seen |= 1ull << ws;

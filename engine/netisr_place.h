@@ -11,8 +11,8 @@
  *            it gives none; called in hybrid    the caller's own CPU, and so not always its own workstream (N-P7)
  *            it gives none; queued              as SOURCE
  *
- * A callback may keep the frame (N-P8: counted as `nobufs`, by nothing of BSD's) or put another in its place (N-P10). It
- * may not call netisr. A protocol whose policy needs a callback that this process does not have is placed as SOURCE. */
+ * A callback may keep the frame (N-P8: counted as `nobufs`, by nothing of BSD's) or put another in its place (N-P10).
+ * It may not call netisr. A protocol whose policy needs a callback that this process lacks is placed as SOURCE. */
 #ifndef PR_NETISR_PLACE_H
 #define PR_NETISR_PLACE_H
 
@@ -28,11 +28,12 @@ struct pr_netisr_placing {
     int hybrid;
 };
 
-static inline struct pr_netisr_placing pr_netisr_placing(struct pr_netisr_end *e, uint32_t proto, uint32_t source, int hybrid)
+static inline struct pr_netisr_placing pr_netisr_placing(struct pr_netisr_end *e, uint32_t proto, uint32_t source,
+                                                         int hybrid)
 {
     const struct pr_netisr_proto *p = &e->v.proto[proto];
-    return (struct pr_netisr_placing){.e = e, .m = pr_netisr_moves_look(e), .proto = proto, .source = source, .hybrid = hybrid,
-                                      .policy = __atomic_load_n(&p->policy, __ATOMIC_RELAXED),
+    return (struct pr_netisr_placing){.e = e, .m = pr_netisr_moves_look(e), .proto = proto, .source = source,
+                                      .hybrid = hybrid, .policy = __atomic_load_n(&p->policy, __ATOMIC_RELAXED),
                                       .flags = __atomic_load_n(&p->flags, __ATOMIC_RELAXED)};
 }
 
@@ -89,7 +90,7 @@ static inline uint32_t pr_netisr_place(struct pr_netisr_placing *p, uint64_t *de
     return p->m->moving ? pr_netisr_move(p->e, p->m, p->proto, key) : (uint32_t)(key % p->m->from);
 }
 
-/* netisr_get_cpucount, netisr_get_cpuid, netisr_default_flow2cpu: equal for equal arguments, for every argument (N-P9). */
+/* netisr_get_cpucount, netisr_get_cpuid, netisr_default_flow2cpu: total, and equal for equal arguments (N-P9). */
 static inline uint32_t pr_netisr_cpucount(const struct pr_netisr *v)
 {
     uint32_t n = __atomic_load_n(&v->control->active, __ATOMIC_RELAXED);

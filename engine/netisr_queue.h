@@ -2,17 +2,18 @@
  *
  *   stamp ▸ place ▸ put into the lane ▸ set the pending bit ▸ wake the worker if nobody has
  *
- * Stamp: which life of its port the frame came in by, and the word that let its vnet in, are written beside the frame. A
- * worker that finds other words when it takes the frame knows that the port is gone, or that the protocol was taken from
- * the vnet meanwhile, however long a producer had dawdled between looking and putting.
+ * Stamp: which life of its port the frame came in by, and the word that let its vnet in, are written beside the frame.
+ * A worker that finds other words when it takes the frame knows that the port is gone, or that the protocol was taken
+ * from the vnet meanwhile, however long a producer had dawdled between looking and putting.
  *
  * Admission reads the lengths of all producers' lanes: at the limit frames are dropped at the tail, freed and counted
- * (N-W2). Exact with one active producer; what several that look at once admit too many, at most a burst each but one, is
- * counted in `over`. A lane whose slots are full (long chains) refuses too.
+ * (N-W2). Exact with one active producer; what several that look at once admit too many, at most a burst each but one,
+ * is counted in `over`. A lane whose slots are full (long chains) refuses too.
  *
- * Wake (N-W3): pending bit (seq_cst), then flags 0 -> SCHEDULED; who wins that kicks the doorbell. The worker clears its
- * flags, then looks at pending again (seq_cst): one of the two sees the other. Killed before the bit was set, the frames
- * wait for the next ones or for pr_netisr_bury_producer; killed before the kick, a sleeper looks by itself in 100 ms. */
+ * Wake (N-W3): pending bit (seq_cst), then flags 0 -> SCHEDULED; who wins that kicks the doorbell. The worker clears
+ * its flags, then looks at pending again (seq_cst): one of the two sees the other. Killed before the bit was set, the
+ * frames wait for the next ones or for pr_netisr_bury_producer; killed before the kick, a sleeper looks by itself in
+ * 100 ms. */
 #ifndef PR_NETISR_QUEUE_H
 #define PR_NETISR_QUEUE_H
 
@@ -47,7 +48,7 @@ static inline uint32_t pr_netisr_fill(struct pr_netisr_end *e, struct pr_lane_en
     *frames = n;
     if (!n)
         return 0;
-    for (uint32_t i = 0; i < slots; i++) { /* a buffer that is not mine goes in too: its taker refuses it and drops the frame */
+    for (uint32_t i = 0; i < slots; i++) { /* a buffer that is not mine goes in too: its taker drops the frame */
         pr_pool_hand_over(e->pool, pr_desc_idx(desc[i]), l->id, l->mine + i);
         __atomic_store_n(pr_lane_slot(l, i), desc[i], __ATOMIC_RELAXED);
     }
@@ -131,7 +132,8 @@ static inline void pr_netisr_stamp_one(struct pr_netisr_end *e, uint32_t proto, 
 }
 
 /* Stamp the frames. Those whose vnet does not let the protocol in; holes are nobody's and vanish from *frames. */
-static inline uint64_t pr_netisr_stamp(struct pr_netisr_end *e, uint32_t proto, const struct pr_batch *b, uint64_t *frames)
+static inline uint64_t pr_netisr_stamp(struct pr_netisr_end *e, uint32_t proto, const struct pr_batch *b,
+                                       uint64_t *frames)
 {
     uint32_t port = UINT32_MAX, life = 0, allowed = 0;
     uint64_t out = 0;
@@ -154,13 +156,14 @@ static inline uint64_t pr_netisr_stamp(struct pr_netisr_end *e, uint32_t proto, 
 }
 
 /* Place every frame: to[w] gets those of workstream w. Those that callbacks kept. */
-static inline uint64_t pr_netisr_place_all(struct pr_netisr_placing *p, struct pr_batch *b, uint64_t frames, uint64_t *to,
-                                           uint64_t *used)
+static inline uint64_t pr_netisr_place_all(struct pr_netisr_placing *p, struct pr_batch *b, uint64_t frames,
+                                           uint64_t *to, uint64_t *used)
 {
     uint64_t kept = 0;
     if (p->policy == PR_POLICY_FLOW && p->e->flows) {
         const struct pr_netisr_control *c = p->e->v.control;
-        uint32_t routine = __atomic_load_n(&c->rps, __ATOMIC_RELAXED), n = __atomic_load_n(&c->active, __ATOMIC_RELAXED);
+        uint32_t routine = __atomic_load_n(&c->rps, __ATOMIC_RELAXED);
+        uint32_t n = __atomic_load_n(&c->active, __ATOMIC_RELAXED);
         pr_classify_flows(p->e->rg, b, p->e->flows, routine, n, p->e->ws == PR_NO_WS ? 0 : p->e->ws);
     }
     for (*used = 0; frames; frames &= frames - 1) {
@@ -182,7 +185,8 @@ static inline uint64_t pr_netisr_place_all(struct pr_netisr_placing *p, struct p
 }
 
 /* Queue the frames of `which` for a workstream. 0, or -ENOBUFS: some, or all, were dropped. */
-static inline int pr_netisr_queue_to(struct pr_netisr_end *e, uint32_t proto, uint32_t ws, const struct pr_batch *b, uint64_t which)
+static inline int pr_netisr_queue_to(struct pr_netisr_end *e, uint32_t proto, uint32_t ws, const struct pr_batch *b,
+                                     uint64_t which)
 {
     uint64_t desc[PR_BATCH_DESC];
     uint32_t n = (uint32_t)__builtin_popcountll(which);
@@ -192,7 +196,8 @@ static inline int pr_netisr_queue_to(struct pr_netisr_end *e, uint32_t proto, ui
 }
 
 /* Place and queue them. */
-static inline int pr_netisr_spread(struct pr_netisr_end *e, uint32_t proto, uint32_t source, struct pr_batch *b, uint64_t frames)
+static inline int pr_netisr_spread(struct pr_netisr_end *e, uint32_t proto, uint32_t source, struct pr_batch *b,
+                                   uint64_t frames)
 {
     struct pr_netisr_placing p = pr_netisr_placing(e, proto, source, 0);
     uint64_t to[PR_NETISR_WS_MAX], used;
@@ -223,7 +228,7 @@ static inline uint64_t pr_netisr_admit(struct pr_netisr_end *e, uint32_t proto, 
 }
 
 /* netisr_queue_src over a burst. Every frame is queued or freed, and the batch empty afterwards. 0; or the first of
- * -EINVAL no such protocol, -ENOPROTOOPT a vnet does not have it (N-D3), -ENOBUFS no room, or a callback kept a frame. */
+ * -EINVAL no such protocol, -ENOPROTOOPT a vnet does not have it (N-D3), -ENOBUFS no room, or a callback kept it. */
 static inline int pr_netisr_queue_src(struct pr_netisr_end *e, uint32_t proto, uint32_t source, struct pr_batch *b)
 {
     int status = -EINVAL, spread;
@@ -238,8 +243,8 @@ static inline int pr_netisr_queue_src(struct pr_netisr_end *e, uint32_t proto, u
     return status;
 }
 
-/* Whole frames for a workstream of the caller's choice, as many as the lane has room for: the engine's own traffic, which
- * no limit or vnet holds back. Descriptors put; the others stay the caller's. */
+/* Whole frames for a workstream of the caller's choice, as many as the lane has room for: the engine's own traffic,
+ * which no limit or vnet holds back. Descriptors put; the others stay the caller's. */
 static inline uint32_t pr_netisr_put_frames(struct pr_netisr_end *e, uint32_t proto, uint32_t ws, const uint64_t *desc,
                                             uint32_t n_desc)
 {
@@ -254,7 +259,8 @@ static inline uint32_t pr_netisr_put_frames(struct pr_netisr_end *e, uint32_t pr
 }
 
 /* One frame: 1, or 0 = refused, it stays the caller's. */
-static inline int pr_netisr_put(struct pr_netisr_end *e, uint32_t proto, uint32_t ws, const uint64_t *desc, uint32_t n_desc)
+static inline int pr_netisr_put(struct pr_netisr_end *e, uint32_t proto, uint32_t ws, const uint64_t *desc,
+                                uint32_t n_desc)
 {
     return pr_netisr_put_frames(e, proto, ws, desc, n_desc) != 0;
 }

@@ -1,7 +1,7 @@
 /* A worker takes what is queued for its workstream, protocol by protocol (N-W5..W10).
  *
  *   snapshot of the pending mask ─▶ for each protocol, ascending:
- *     clear its bit ▸ detach: remember where each lane ends now, and say so ─▶ len is 0, as much again may be queued (N-W6)
+ *     clear its bit ▸ detach: note where each lane ends now, and say so ─▶ len is 0, as much again fits (N-W6)
  *     bursts up to there: accept ▸ taken ▸ tail ▸ weed ▸ handle ▸ handled ▸ done
  *     drained()
  *
@@ -12,9 +12,10 @@
  * lost the protocol before they were detached are freed and count as purged; those that lack a buffer (their last taker
  * was killed) count as crashed.
  *
- * Purge (N-V2): whoever takes a protocol from a vnet has changed its word in the protocol's table by then, so that every
- * frame that was let in under the old one is out, wherever it stands. That is exact and done by one store; to purge is to
- * free their buffers early. The worker does it, asked by `purge_asked`, between bursts, behind what is detached (N-V3):
+ * Purge (N-V2): whoever takes a protocol from a vnet has changed its word in the protocol's table by then, so that
+ * every frame that was let in under the old one is out, wherever it stands. That is exact and done by one store; to
+ * purge is to free their buffers early. The worker does it, asked by `purge_asked`, between bursts, behind what is
+ * detached (N-V3):
  *
  *   owner words of the frame's buffers -> free ▸ its slots name no buffer ▸ `detached`'s count of holes + 1 ▸ `purged`
  *
@@ -31,9 +32,11 @@ static inline struct pr_lane_end *pr_netisr_in(struct pr_netisr_end *e, uint32_t
 {
     struct pr_lane_end *l = &e->in[proto * e->v.n_producers + producer];
     struct pr_lane *lane = pr_netisr_lane(&e->v, proto, e->ws, producer);
-    if (l->lane || (pr_netisr_ready_proto(&e->v, proto) && pr_lane_attach(l, lane, pr_lane_size(e->v.capacity), PR_CONSUMER) == 0))
+    if (l->lane)
         return l;
-    return NULL;
+    if (!pr_netisr_ready_proto(&e->v, proto) || pr_lane_attach(l, lane, pr_lane_size(e->v.capacity), PR_CONSUMER) < 0)
+        return NULL;
+    return l;
 }
 
 /* Descriptors between my cursor and `stop` that are there. */
@@ -76,7 +79,8 @@ static inline int pr_netisr_vanished(const struct pr_netisr_end *e, const struct
 }
 
 /* Accept the buffers of the frame at slot i. Whether all were there; if not, those that were are freed. */
-static inline int pr_netisr_accept(struct pr_netisr_end *e, struct pr_lane_end *l, uint32_t i, uint32_t slots, uint64_t *desc)
+static inline int pr_netisr_accept(struct pr_netisr_end *e, struct pr_lane_end *l, uint32_t i, uint32_t slots,
+                                   uint64_t *desc)
 {
     uint32_t got = 0;
     for (uint32_t k = 0; k < slots; k++) {
@@ -108,7 +112,8 @@ static inline void pr_netisr_weed(struct pr_netisr_end *e, uint32_t proto, struc
 }
 
 /* Add the frames of one lane to the batch, as many as it has room for. How many frames were taken. */
-static inline uint32_t pr_netisr_take(struct pr_netisr_end *e, uint32_t proto, uint32_t producer, struct pr_netisr_weeds *w)
+static inline uint32_t pr_netisr_take(struct pr_netisr_end *e, uint32_t proto, uint32_t producer,
+                                      struct pr_netisr_weeds *w)
 {
     struct pr_lane_end *l = pr_netisr_in(e, proto, producer);
     uint32_t n = l ? pr_netisr_there(l, e->stop[producer]) : 0, i = 0, frames = 0, slots;
@@ -127,8 +132,8 @@ static inline uint32_t pr_netisr_take(struct pr_netisr_end *e, uint32_t proto, u
     }
     if (i) {
         struct pr_netisr_cell *c = pr_netisr_cell(&e->v, proto, e->ws, producer);
-        pr_netisr_say(&c->taken, pr_netisr_mark(pr_netisr_frames(c->taken) + frames, l->mine + i)); /* before the tail */
-        pr_lane_release(l, i);
+        pr_netisr_say(&c->taken, pr_netisr_mark(pr_netisr_frames(c->taken) + frames, l->mine + i));
+        pr_lane_release(l, i); /* after it */
     }
     return i;
 }
@@ -236,7 +241,7 @@ static inline void pr_netisr_purge(struct pr_netisr_end *e)
 /* Take note of where the protocol's lanes end, before which its pending bit was cleared. */
 static inline void pr_netisr_detach(struct pr_netisr_end *e, uint32_t proto)
 {
-    __atomic_fetch_and(&pr_netisr_my_ws(e)->pending, ~(1u << proto), __ATOMIC_SEQ_CST); /* what is put from now on sets it anew */
+    __atomic_fetch_and(&pr_netisr_my_ws(e)->pending, ~(1u << proto), __ATOMIC_SEQ_CST); /* set anew by what comes now */
     for (uint32_t vnet = 0; vnet < PR_NETISR_VNETS; vnet++)
         e->allowed[vnet] = __atomic_load_n(&e->v.proto[proto].allowed[vnet], __ATOMIC_ACQUIRE);
     for (uint32_t producer = 0; producer < e->v.n_producers; producer++) {
@@ -259,8 +264,8 @@ static inline void pr_netisr_drained(struct pr_netisr_end *e)
     pr_netisr_count(&pr_netisr_work(&e->v, proto, e->ws)->drained, 1);
 }
 
-/* Nothing is pending: stop running. 1, or 0 = something came meanwhile. Whoever sets a pending bit after this look finds
- * no flag and wakes me. */
+/* Nothing is pending: stop running. 1, or 0 = something came meanwhile. Whoever sets a pending bit after this look
+ * finds no flag and wakes me. */
 static inline int pr_netisr_retire(struct pr_netisr_end *e)
 {
     struct pr_netisr_ws *s = pr_netisr_my_ws(e);
@@ -291,12 +296,12 @@ static inline int pr_netisr_ready(void *end)
     const struct pr_netisr_end *e = end;
     if (e->ws == PR_NO_WS)
         return 0;
-    return e->serving < PR_NETISR_PROTOS || e->left || __atomic_load_n(&pr_netisr_my_ws(e)->pending, __ATOMIC_ACQUIRE) ||
-           pr_netisr_purge_wanted(e);
+    return e->serving < PR_NETISR_PROTOS || e->left || pr_netisr_purge_wanted(e) ||
+           __atomic_load_n(&pr_netisr_my_ws(e)->pending, __ATOMIC_ACQUIRE);
 }
 
-/* Handle what is queued for my workstream, about `budget` frames. Descriptors taken; 0 = nothing is pending, or this was
- * called from inside a handler (N-W4). */
+/* Handle what is queued for my workstream, about `budget` frames. Descriptors taken; 0 = nothing is pending, or this
+ * was called from inside a handler (N-W4). */
 static inline uint32_t pr_netisr_serve(struct pr_netisr_end *e)
 {
     uint32_t taken = 0, got;

@@ -1,6 +1,6 @@
-/* netisr killed at every instruction: queueing, serving, purging, hybrid dispatch, adoption and burial. The harness is that
- * of crashstep.c, in a world of its own: a region, its ledger, and netisr's block with one workstream. A is its worker, B the
- * controller, who only produces. */
+/* netisr killed at every instruction: queueing, serving, purging, hybrid dispatch, adoption and burial. The harness is
+ * that of crashstep.c, in a world of its own: a region, its ledger, and netisr's block with one workstream. A is its
+ * worker, B the controller, who only produces. */
 #define main crashstep_main
 #include "crashstep.c"
 #undef main
@@ -9,7 +9,8 @@
 
 enum { PROTO = 1, TX = PR_NETISR_INTERNAL, KEPT_VNET = 0, GONE_VNET = 1, KEPT_PORT = 3, GONE_PORT = 4 };
 
-static const struct pr_netisr_geometry geometry = {.workstreams = 1, .maxqlimit = 64, .defaultqlimit = 64, .first_lane = 100};
+static const struct pr_netisr_geometry geometry = {
+    .workstreams = 1, .maxqlimit = 64, .defaultqlimit = 64, .first_lane = 100};
 static const int nobody[1] = {-1};
 
 /* What the two processes have in memory of their own. */
@@ -44,7 +45,8 @@ static void see_batch(void *ctx, uint32_t proto, struct pr_batch *b)
     for (uint32_t i = 0; i < b->n; i++) {
         uint64_t first = b->desc[b->first[i]], last = b->desc[b->first[i + 1] - 1];
         uint64_t seq = *(uint64_t *)(void *)pr_buf(&W.rg, pr_desc_idx(first));
-        int whole = b->first[i + 1] == b->first[i] + slots_of(seq) && *(uint64_t *)(void *)pr_buf(&W.rg, pr_desc_idx(last)) == seq;
+        uint64_t end = *(uint64_t *)(void *)pr_buf(&W.rg, pr_desc_idx(last));
+        int whole = b->first[i + 1] == b->first[i] + slots_of(seq) && end == seq;
         see(pr_desc_idx(first), whole ? pr_desc_len(first) : 0);
     }
     pr_hand_free(((struct pr_netisr_end *)ctx)->pool, b->desc, b->n_desc);
@@ -226,17 +228,17 @@ static void check_cells(void)
         queued += c->queued;
         if (pr_netisr_position(c->put) != l->head || pr_netisr_position(c->taken) != l->tail || c->put != c->taken ||
             c->done != pr_netisr_frames(c->taken) || (uint32_t)c->queued != pr_netisr_frames(c->put))
-            bad(LOST, "producer %u: put %lx taken %lx head %u tail %u done %u queued %lu", producer, c->put, c->taken, l->head,
-                l->tail, c->done, c->queued);
+            bad(LOST, "producer %u: put %lx taken %lx head %u tail %u done %u queued %lu", producer, c->put, c->taken,
+                l->head, l->tail, c->done, c->queued);
     }
     if (queued != w->handled + w->purged + w->crashed)
         bad(LOST, "queued %lu, handled %lu purged %lu crashed %lu", queued, w->handled, w->purged, w->crashed);
     if (pr_netisr_len(&N, PROTO, 0) || s->pending || s->flags || s->purged != s->purge_asked)
-        bad(STUCK, "len %u pending %x flags %x purged %u of %u", pr_netisr_len(&N, PROTO, 0), s->pending, s->flags, s->purged,
-            s->purge_asked);
+        bad(STUCK, "len %u pending %x flags %x purged %u of %u", pr_netisr_len(&N, PROTO, 0), s->pending, s->flags,
+            s->purged, s->purge_asked);
 }
 
-/* Right after a recovery, with frames waiting: lengths are those of the lanes, and what waits is served without more. */
+/* Right after a recovery, with frames waiting: lengths are those of the lanes, and all is served without more. */
 static void check_waiting(void)
 {
     for (uint32_t producer = 0; producer < 2; producer++) {
@@ -249,8 +251,8 @@ static void check_waiting(void)
             begins = !(pr_desc_flags(d) & PR_NS_MOREFRAG);
         }
         if (pr_netisr_waiting(c) != frames || c->done != pr_netisr_frames(c->taken))
-            bad(LOST, "producer %u: %u wait, %u are in the lane; done %u taken %lx", producer, pr_netisr_waiting(c), frames, c->done,
-                c->taken);
+            bad(LOST, "producer %u: %u wait, %u are in the lane; done %u taken %lx", producer, pr_netisr_waiting(c),
+                frames, c->done, c->taken);
     }
     serve_all();
     for (uint32_t producer = 0; producer < 2; producer++) {
