@@ -232,7 +232,7 @@ class Controller:
             self._unwatch_fd(post.hand.link.fileno())
 
     def _spare_died(self) -> None:
-        if self.crew.spare:
+        if self.crew.spare and self.crew.spare.pidfd.wait(0):
             self._unwatch(self.crew.spare)
             self.crew.dismiss_spare()
             self.crew.fork_spare()

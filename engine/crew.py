@@ -97,12 +97,11 @@ class Crew:
         return self.spare
 
     def _close_links(self) -> None:
-        """In a child: a link that somebody else holds too would never end."""
-        for post in self.posts:
-            if post.hand:
-                post.hand.link.close()
-        if self.spare:
-            self.spare.link.close()
+        """In a child: a link that somebody else holds too would never end, and a pidfd would stay in the controller's epoll for ever."""
+        for hand in [post.hand for post in self.posts] + [self.spare]:
+            if hand:
+                hand.link.close()
+                hand.pidfd.close()
 
     def dismiss_spare(self) -> None:
         """The plan it was forked with is no longer the plan."""
