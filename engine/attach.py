@@ -68,6 +68,10 @@ class AppRegion:
         _engine.app_ring(self.view, index, direction, slots, label)
         return index, self.view.ring(index)
 
+    def has_room(self, n_rings: int, slots: int) -> bool:
+        """Nothing can be made here: it is the engine's."""
+        return False
+
     def drop_ring(self, index: int) -> None:
         """Forget it; the engine takes the buffers back."""
         self.view.drop_ring(index)
@@ -85,6 +89,7 @@ class AppDevice(Device):
             raise Error("E_ABI", f"{len(bells)} sockets for {len(reply['rx'])} rings: run the same pktring on both sides")
         self._reply = reply
         self._port = reply["port"]
+        self.port = reply["number"]  # which its frames carry
         self.queues: list[Any] = [_engine.AppDevice(bell) for bell in bells]
 
     def facts(self) -> dict:

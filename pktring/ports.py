@@ -98,7 +98,7 @@ def open(
     wanted = _wanted(port, directions=directions, port_number=next(_numbers) & 0xFFFF, yes=yes)
     directions = wanted.directions
     slots = _number(options, "slots", min(region.slots, DEFAULT_SLOTS) if region else DEFAULT_SLOTS, 2, 1 << 16)
-    home = region or _room_for(wanted.queues * (2 if directions == "rxtx" else 1), slots)
+    home = region or own_region(wanted.queues * (2 if directions == "rxtx" else 1), slots)
     try:
         device, watch = DRIVERS[port.driver].opener(port.name, wanted)
         try:
@@ -348,7 +348,8 @@ _users: dict[Region, int] = {}
 _numbers = itertools.count(1)
 
 
-def _room_for(n_rings: int, slots: int) -> Region:
+def own_region(n_rings: int, slots: int) -> Region:
+    """A region of this process's own with room for so many rings; it goes with the process, if not with the last port in it."""
     for region in _own:
         if region.made_here and region.has_room(n_rings, slots):
             return region

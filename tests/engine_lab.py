@@ -118,7 +118,7 @@ def running(net, config=FORWARD, *flags, handlers=None, env=None, command=(sys.e
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
                 reader.join(5)
-        assert child.returncode == 0, engine.said[-20:]
+        assert child.returncode == 0, (child.returncode, engine.said[-20:])
         assert not left, (left, engine.said[-20:])
 
 

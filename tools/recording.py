@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pktring.drivers.pcap import SNAPLEN, Interface, Reader, Stats, Writer
 from pktring.drivers.rotation import Rotation
 from pktring.engine.port import Port
+from pktring.ports import own_region
 from pktring.shm.errors import Error
 from pktring.shm.region import DEFAULT_SLOTS, Region
 
@@ -112,8 +113,10 @@ def _start_s(sources: Sequence[Port]) -> float | None:
 
 
 def _region(sources: Sequence[Port]) -> Region:
-    """The sources' own region, so that buffers change rings and nothing is copied."""
+    """The sources' own region, so that buffers change rings and nothing is copied; frames of an engine's port are copied into another."""
     for source in sources:
         if source.region.has_room(1, DEFAULT_SLOTS):
             return source.region
+    if any(source.device.facts().get("driver") == "app" for source in sources):
+        return own_region(1, DEFAULT_SLOTS)
     raise Error("E_REGION_FULL", f"{len(sources)} ports fill their region: name fewer, or give them fewer ?queues=")
