@@ -113,6 +113,21 @@ def kill_controllers(rig, n, *, seed, wait=(0.0, 0.03)):
     return times
 
 
+def kill_apps(rig, apps, n, *, seed=1, wait=(0.0, 0.02)):
+    """Kill n apps, each when it holds all that it can get. -> ms from each signal to the word that all is back"""
+    dice, times = random.Random(seed), []
+    for _ in range(n):
+        pid = apps.start("hold")
+        time.sleep(dice.uniform(*wait))
+        at, pattern = time.time(), rf"W_APP_GONE app=\d+ pid={pid} "
+        apps.killed(pid)
+        line = rig.told_more(pattern, 0)
+        times.append((time.time() - at) * 1000)
+        found = re.search(r"lent=(\d+) returned=(\d+)", line)
+        assert found[1] == found[2], line
+    return times
+
+
 @contextmanager
 def silent(net, rate=1000):
     """Traffic that nobody listens to."""
