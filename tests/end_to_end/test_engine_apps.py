@@ -8,28 +8,12 @@ import sys
 
 import pytest
 from command import eventually
-from engine_lab import running
+from engine_lab import FORWARD, running
 from frames import number, numbered
 from live import Load, heard, middle, once_in_order
 
 from pktring.drivers.netns import entered
 
-FORWARD = """
-[engine]
-name = "t"
-workers = 2
-slots = 256
-[port.left]
-interface = "fa"
-rings = 2
-[port.right]
-interface = "fb"
-rings = 2
-[[forward]]
-from = "left"
-to = "right"
-both = true
-"""
 APP = """
 import json, sys, pktring
 how = json.loads(sys.argv[1])
