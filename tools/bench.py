@@ -27,6 +27,7 @@ JOBS = {
     "ring": "buffers handed from one process to another",
     "capture": "frames kept of those that arrive at full speed, and at 100 k/s and 300 k/s",
     "forward": "frames from one interface to another, 64 bytes, at full speed",
+    "engine": "an engine: a handler of 5 us on two workers and on one; forwarding by one worker",
 }
 
 
