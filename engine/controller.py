@@ -175,7 +175,7 @@ class Controller:
                 self._poll.register(port.watch.fileno(), selectors.EVENT_READ, self._link_events(port))
         for port in self.plan.ports:
             for line in port.device.warnings():
-                self.log(line)
+                _say(line)  # `stat` shows them with the port
         names = " ".join(port.name for port in self.plan.ports)
         line = f"engine {self.config.name} is ready: {len(self.crew.posts)} workers on CPUs {self.plan.cpus}, ports {names or 'none'}"
         self.log(line)
@@ -332,8 +332,7 @@ class Controller:
     def log(self, line: str) -> None:
         """Tell whoever reads stderr, and keep it for `stat`."""
         self.events.append(line)
-        with contextlib.suppress(OSError):  # whoever read it has seen enough
-            print(f"pktring: {line}", file=sys.stderr, flush=True)
+        _say(line)
 
     # ---- end ----
 
@@ -372,6 +371,11 @@ class Controller:
 
 def _ifindex(port: Any) -> int:
     return int(port.device.facts().get("ifindex", 0))
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read it has seen enough
+        print(f"pktring: {line}", file=sys.stderr, flush=True)
 
 
 def _signals(hear: Callable[[int], None]) -> int:

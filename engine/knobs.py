@@ -34,7 +34,8 @@ class Knobs:
         """The value now."""
         netisr = self._c.plan.memory.netisr
         if name in NETISR:
-            return self._c.plan.memory.settings()[NETISR[name]]
+            value = self._c.plan.memory.settings()[NETISR[name]]
+            return int(value) if isinstance(value, bool) else value
         if name in TABLES:
             return netisr.tables()[TABLES[name]]
         if name == "dev.pktring.workers":
