@@ -22,7 +22,7 @@ from .memory import EngineMemory
 from .netisr import Handler
 from .pidfd import PidFd
 from .plan import AdoptDevice, Plan, Rule, adopted_ports, receive
-from .rundir import RunDir
+from .rundir import RunDir, address
 
 ANSWER_S = 1.0
 Running = dict[int, tuple[int, socket.socket, int]]  # by worker: pid, link, generation
@@ -33,7 +33,8 @@ def call(path: str) -> tuple[int, dict[str, Any], list[int], socket.socket] | No
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     link.settimeout(ANSWER_S)
     try:
-        link.connect(path)
+        with address(path) as short:
+            link.connect(short)
         pid, state, fds = receive(link)
     except (OSError, ValueError, KeyError):
         link.close()

@@ -18,7 +18,7 @@ from .config import Config, PortConfig
 from .filter import compile as compile_filter
 from .memory import EngineMemory
 from .plan import Plan, PlannedPort, Rule
-from .rundir import RunDir
+from .rundir import RunDir, address
 
 SPARE_BUFFERS = 4096  # of each worker, for frames in hand, in lanes and in queues
 APPS, APP_SLOTS = 8, 256  # attached apps that share the region, and the slots of their rings
@@ -150,7 +150,8 @@ class Opening:
         found = []
         for i in range(len(self.cpus)):
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-            listener.bind(self.rundir.worker(i + 1))
+            with address(self.rundir.worker(i + 1)) as short:
+                listener.bind(short)
             os.chmod(self.rundir.worker(i + 1), 0o600)
             listener.listen(2)
             found.append(listener)

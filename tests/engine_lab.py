@@ -99,7 +99,7 @@ def running(net, config=FORWARD, *flags, handlers=None, env=None, command=(sys.e
         (path / "engine.toml").write_text(config)
         if handlers:
             (path / "handlers.py").write_text(handlers)
-        env = {**os.environ, "PKTRING_RUNDIR": f"{folder}/run", "PYTHONPATH": folder, "PKTRING_DEBUG": "1", **(env or {})}
+        env = {**os.environ, "PKTRING_RUNDIR": f"{folder}/run", "PYTHONPATH": folder, "PKTRING_DEBUG": "1", "SPT_NOENV": "1", **(env or {})}
         argv = [*command, "up", str(path / "engine.toml"), *flags]
         child = net.lab.start(net.fa.netns, argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         engine = Running(net, child, env)
