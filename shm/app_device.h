@@ -62,8 +62,13 @@ static inline uint32_t pr_appdev_rest(struct pr_appdev *d, struct pr_ringh *h)
 {
     char rings[256];
     uint64_t own;
-    while (recv(d->bell, rings, sizeof rings, MSG_DONTWAIT) == (ssize_t)sizeof rings)
+    ssize_t got;
+    while ((got = recv(d->bell, rings, sizeof rings, MSG_DONTWAIT)) == (ssize_t)sizeof rings)
         ;
+    if (got == 0) { /* every process of the engine has ended, or it has taken us apart */
+        d->dev.flags |= PR_DEV_END;
+        d->dev.error = ESHUTDOWN;
+    }
     if (d->own_rung && read(d->own, &own, sizeof own) > 0)
         d->own_rung = 0;
     struct pr_app_asks *asks = pr_app_asks(h);
@@ -91,6 +96,15 @@ static inline int pr_appdev_rx(struct pr_device *dev, struct pr_ringh *h)
     return (int)pr_ring_ready(h); /* not what came: it may have been taken before it was counted */
 }
 
+/* Something is in the transmit ring: wake the worker, if it sleeps. */
+static inline void pr_appdev_kick(struct pr_appdev *d, const struct pr_ringh *h)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* pairs with the one in pr_app_arm */
+    uint32_t need = __atomic_load_n(&pr_app_told(h)->need, __ATOMIC_RELAXED);
+    if (need != d->rung && send(d->bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        d->rung = need;
+}
+
 static inline int pr_appdev_tx(struct pr_device *dev, struct pr_ringh *h)
 {
     struct pr_appdev *d = (struct pr_appdev *)dev;
@@ -100,10 +114,7 @@ static inline int pr_appdev_tx(struct pr_device *dev, struct pr_ringh *h)
     pr_appdev_count(h, h->k->hwcur, h->k->rhead, PR_C_tx_frames, PR_C_tx_bytes);
     h->k->hwcur = h->k->rhead;
     h->k->hwtail = pr_prev(h, h->k->hwcur);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* pairs with the one in pr_app_arm */
-    uint32_t need = __atomic_load_n(&pr_app_told(h)->need, __ATOMIC_RELAXED);
-    if (need != d->rung && send(d->bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-        d->rung = need;
+    pr_appdev_kick(d, h);
     return (int)n;
 }
 

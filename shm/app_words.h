@@ -4,6 +4,7 @@
 #ifndef PR_APP_WORDS_H
 #define PR_APP_WORDS_H
 
+#include "desc.h"
 #include "ring.h"
 
 enum pr_app_state { PR_APP_NONE, PR_APP_LIVE, PR_APP_LEAVING, PR_APP_QUARANTINED };

@@ -44,6 +44,7 @@
 #ifndef PR_LANE_H
 #define PR_LANE_H
 
+#include "desc.h"
 #include "pool.h"
 
 #include <stddef.h>
@@ -74,15 +75,6 @@ struct pr_lane_end {
     uint16_t broken;   /* quarantined */
     uint64_t skipped;  /* consumer: slots whose buffer had been reclaimed, or that name none */
 };
-
-static inline uint64_t pr_desc(uint32_t idx, uint16_t len, uint16_t flags)
-{
-    return idx | (uint64_t)len << 32 | (uint64_t)flags << 48;
-}
-
-static inline uint32_t pr_desc_idx(uint64_t d) { return (uint32_t)d; }
-static inline uint16_t pr_desc_len(uint64_t d) { return (uint16_t)(d >> 32); }
-static inline uint16_t pr_desc_flags(uint64_t d) { return (uint16_t)(d >> 48); }
 
 static inline size_t pr_lane_size(uint32_t capacity) { return sizeof(struct pr_lane) + 8ull * capacity; }
 
