@@ -127,7 +127,7 @@ class Run:
 def started(net, protocols, **more):
     """`more`: [engine]'s keys, or whole tables: port, sysctl, forward."""
     handlers.forget()
-    tables = {key: more.pop(key) for key in ("port", "sysctl", "forward") if key in more}
+    tables = {key: more.pop(key) for key in ("port", "sysctl", "forward", "mirror") if key in more}
     config = {"engine": {"name": "t", "workers": 2, "slots": 256, **more}, "port": ports(), "protocol": protocols, **tables}
     with tempfile.TemporaryDirectory(prefix="pktring-test-") as folder, contextlib.ExitStack() as undo:
         before = os.environ.get("PKTRING_RUNDIR")

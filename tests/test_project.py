@@ -29,7 +29,7 @@ def test_every_folder_with_python_is_a_package():
 
 
 def test_every_c_source_is_built():
-    compiled_later = {Path("tools/bench_ring.c")}  # by the bench, on the machine that it measures
+    compiled_later = {Path("tools/bench_engine.c"), Path("tools/bench_ring.c")}  # by the bench, on the machine that it measures
     assert {source for ext in EXTENSIONS for source in ext["sources"]} == set(map(str, on_disk("*.c") - compiled_later))
 
 
