@@ -1,12 +1,13 @@
-"""Do the tests of shm's headers bite? Each mutant is a small fault put into a copy of one header; some C-level test has to fail on it.
+"""Do the tests bite? Each mutant is a small fault put into a copy of one header of shm or engine; some test has to fail on it.
 
     python tests/mutants.py              a sample, each tried with the test that should kill it
     python tests/mutants.py --all        all of them, each with every test until one kills it
     python tests/mutants.py --all lane   those of lane.h
 
 The faults are in mutants.txt. `rules` are the checks of single calls (tests/rules), `lanes` and `rings` two threads under ThreadSanitizer
-(tests/tsan_*.c), `steps` is the crash-step harness (tests/crashstep). A fault that no longer finds its place is an error: the table is kept
-with the code. Status 0 = at least nine in ten were killed.
+(tests/tsan_*.c), `steps` is the crash-step harness (tests/crashstep), `books` a running engine whose frames are counted in and out
+(tests/test_proof_engine.py; as root, and never in the sample: each builds an engine). A fault that no longer finds its place is an error:
+the table is kept with the code. Status 0 = at least nine in ten were killed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from pathlib import Path
 import ckernel
 
 HERE = Path(__file__).resolve().parent
-SHM = ckernel.TOP / "shm"
+SHM, ENGINE = ckernel.TOP / "shm", ckernel.TOP / "engine"
 ENOUGH = 0.9
 
 
@@ -68,6 +70,37 @@ class Killer:
         return exe
 
 
+@dataclass(frozen=True)
+class Books:
+    """The same, by an engine that is built with the faulty header and lies, for one run of a test, where the right one is."""
+
+    file: str
+    tests: str
+    timeout_s: int = 120
+
+    def says(self, headers: Path) -> str | None:
+        """Build the extension and run the test on it."""
+        (right,) = ENGINE.glob("_engine.*.so")
+        for path in ENGINE.glob("*.c"):
+            shutil.copy(path, headers)
+        flags = ["-std=gnu11", "-O1", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", f"-I{SHM}"]
+        cmd = [*ckernel.CC, *flags, "-o", headers / "engine.so", *headers.glob("*.c")]
+        got = subprocess.run(cmd, capture_output=True, text=True, timeout=300)
+        assert got.returncode == 0, f"does not compile: {got.stderr}"
+        script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+        argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", self.file, "-k", self.tests]
+        lying = ["unshare", "--mount", "sh", "-c", script, "sh", headers / "engine.so", right, *argv]
+        try:
+            got = subprocess.run(lying, capture_output=True, text=True, timeout=self.timeout_s, cwd=ckernel.TOP)
+        except subprocess.TimeoutExpired:
+            return "it never ends"
+        if got.returncode == 0:
+            return None
+        if " failed" not in got.stdout:
+            raise CannotRun(got.stderr or got.stdout)
+        return next((line for line in got.stdout.splitlines() if "Error" in line or "assert" in line), "failed").rpartition(": ")[2]
+
+
 def _told(out: str, err: str) -> str | None:
     if "data race" in err:
         return "data race"
@@ -80,10 +113,11 @@ def _told(out: str, err: str) -> str | None:
 
 NO_ASLR = ("setarch", "--addr-no-randomize")  # large random offsets put the mapping where TSan keeps its own
 TSAN = ("-O3", "-fsanitize=thread", "-pthread")
-KILLERS = {
+KILLERS: dict[str, Killer | Books] = {
     "rules": Killer(HERE / "rules/rules.c", ["-O1"], timeout_s=5),
     "lanes": Killer(HERE / "tsan_lanes.c", TSAN, prefix=NO_ASLR, tries=5),
     "rings": Killer(HERE / "tsan_rings.c", TSAN, prefix=NO_ASLR, tries=5),
+    "books": Books("tests/test_proof_engine.py", "test_10"),
     "steps": Killer(HERE / "crashstep/crashstep.c", ["-O3"], ["--json", "--first", "--again", "0", "--kills", "0"]),
 }
 
@@ -100,7 +134,7 @@ class Mutant:
 
     def text(self) -> str:
         """Return the header with its fault."""
-        text = (SHM / self.header).read_text()
+        text = ((ENGINE if self.killer == "books" else SHM) / self.header).read_text()
         places = text.count(self.right)
         assert places == 1, f"mutants.txt, {self.header}, {self.fault!r}: {places} places, not one, for {self.right!r}"
         return text.replace(self.right, self.wrong)
@@ -126,7 +160,7 @@ def sample() -> list[Mutant]:
 def killed(mutant: Mutant, killers: Sequence[str]) -> tuple[str, str] | None:
     """Return the first of the killers that finds the fault, and what it says."""
     with tempfile.TemporaryDirectory(prefix="mutant") as headers:
-        for path in SHM.glob("*.h"):
+        for path in [*SHM.glob("*.h"), *(ENGINE.glob("*.h") if mutant.killer == "books" else ())]:
             shutil.copy(path, headers)
         Path(headers, mutant.header).write_text(mutant.text())
         for name in killers:
@@ -139,7 +173,8 @@ def survivors(some: Sequence[Mutant], *, every: bool) -> list[Mutant]:
     """Try them, print a line each; `every`: with every killer if need be. -> those that live."""
     alive = []
     for m in some:
-        found = killed(m, sorted(KILLERS, key=lambda name: name != m.killer) if every else [m.killer])
+        others = sorted(KILLERS.keys() - {"books"}, key=lambda name: name != m.killer)
+        found = killed(m, others if every and m.killer != "books" else [m.killer])
         alive += [] if found else [m]
         name, said = found or ("ALIVE", "")
         print(f"{m.header:11} {m.fault:46} {name:6} {said[:100]}", flush=True)

@@ -247,6 +247,37 @@ def test_10_what_comes_in_by_every_way_is_what_goes_out_by_every_way(net, tmp_pa
             assert balanced(region)
 
 
+def test_10_what_the_host_itself_sends_is_counted_and_nobodys(net):
+    """Of a port that is watched both directions are seen: mirrors may have them, rules and protocols do not."""
+    table = {"left": {"interface": "fa", "take": False}, "right": {"interface": "fb", "take": True}}
+    mirrors = [{"from": "left", "to": "right", "direction": "out"}]
+    with started(net, [protocol("arp", "drop")], port=table, mirror=mirrors) as e, region_of(e) as region:
+        net.lab.send(net.fa, [numbered(i) for i in range(60)])
+        e.send([numbered(i) for i in range(40)])
+        assert len(e.ear.take(60)) == 60
+        eventually(lambda: e.counters("left")["rx_frames"] == 100)
+        left, right = e.counters("left"), e.counters("right")
+        assert (left["drop_direction"], left["delivered"], left["mirrored"]) == (60, 40, 60)
+        assert right["tx_queued"] == right["tx_frames"] == 60 and balanced(region)
+
+
+def test_10_netisrs_books_are_those_of_the_ports_and_of_the_handlers(net):
+    with started(net, [protocol("ip", policy="flow", qlimit=4)]) as e:
+        for how in ("direct", "hybrid", "deferred"):
+            e.sysctl("net.isr.dispatch", how)
+            for _ in range(5):
+                e.send([frame(i, i % 32) for i in range(100)])
+                time.sleep(0.01)
+        eventually(lambda: e.counters("left")["rx_frames"] == 1500)
+        e.at_rest()
+        rows = e.rows("ip")
+        ways_in = ("dispatched", "hybrid-dispatched", "queued", "queue-drops")
+        counts = {key: sum(row[key] for row in rows) for key in (*ways_in, "handled")}
+        assert sum(counts[key] for key in ways_in) == e.counters("left")["classified"] == 1500, counts
+        assert all(counts.values()), "every way was gone"
+        assert counts["handled"] == sum(row["frames"] for row in e.engine.status()["handlers"]) == e.counters("right")["tx_frames"]
+
+
 def eaten(port, n):
     while n > 0:
         with port.recv(timeout=5) as batch:
