@@ -191,6 +191,7 @@ class Answers:
         if port is None:
             names = ", ".join(p.name for p in c.plan.ports)
             raise Error("E_NO_PORT", f"engine {c.config.name} has no port {body['port']!r}: it has {names}")
+        peer.require_layout()
         mode, slots, text = str(body.get("mode", "copy")), int(body.get("slots", 256)), str(body.get("filter", ""))
         if mode != "copy" or not c.config.guests:
             peer.require_trust(f"attaching to {port.name} (mode {mode})")

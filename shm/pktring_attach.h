@@ -76,8 +76,8 @@ static inline void pktring_text(const struct pktring_message *m, const char *key
     to[n] = 0;
 }
 
-/* A string behind what is in the body already. */
-static inline void pktring_quote(struct pktring_message *m, const char *key, const char *text)
+/* A string behind what is in the body already. 0; -1 = it was cut. */
+static inline int pktring_quote(struct pktring_message *m, const char *key, const char *text)
 {
     size_t n = strlen(m->body);
     n += (size_t)snprintf(m->body + n, sizeof m->body - n, "%s\"", key);
@@ -86,6 +86,7 @@ static inline void pktring_quote(struct pktring_message *m, const char *key, con
                               : strchr("\"\\", *text)                                 ? "\\%c"
                                                                                       : "%c", *text);
     snprintf(m->body + n, sizeof m->body - n, "\"");
+    return *text ? -1 : 0;
 }
 
 /* ---- where engines live ---- */
@@ -216,13 +217,11 @@ static inline int pktring_ask(int sock, const char *port, int consume, const cha
                               int *fds, struct pktring_why *why)
 {
     memset(m, 0, sizeof *m);
-    pktring_quote(m, "{\"port\":", port);
-    pktring_quote(m, ",\"filter\":", filter ? filter : "");
+    if (pktring_quote(m, "{\"port\":", port) + pktring_quote(m, ",\"filter\":", filter ? filter : "") < 0)
+        return pktring_no(why, "E_CTRL_MSG port and filter are too long for a message: shorten the filter");
     size_t n = strlen(m->body);
     n += (size_t)snprintf(m->body + n, sizeof m->body - n, ",\"mode\":\"%s\",\"slots\":%d}",
                           consume ? "consume" : "copy", PKTRING_SLOTS);
-    if (n > PKTRING_ROOM - 32) /* pktring_quote has cut it */
-        return pktring_no(why, "E_CTRL_MSG port and filter are too long for a message: shorten the filter");
     memcpy(m->magic, "prCT", 4);
     memcpy(m->verb, "attach", 6);
     m->major = 1;
