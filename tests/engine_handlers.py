@@ -116,6 +116,12 @@ def gated(batch):
     stamped(batch)
 
 
+def spun(batch):
+    """It costs a few microseconds a frame."""
+    for _ in range(len(batch) * 50):
+        pass
+
+
 @pktring.per_frame(to="right")
 def each(frame):
     """One frame at a time."""

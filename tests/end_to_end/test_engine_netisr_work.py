@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from captures import pcap
 from command import eventually
 from engine_handlers import KEPT, NONE, frame, gate, told
 from live import middle
@@ -351,3 +352,26 @@ def test_a_worker_that_took_the_place_of_another_is_missed_when_it_dies(e):
         e.send([frame(i, i % 32) for i in range(64)])
         e.heard(64)
     assert e.engine.status()["workers"][0]["restarts"] == 1
+
+
+# ---- a source of one queue ----
+
+
+def test_a_file_of_many_flows_is_read_by_one_worker_and_handled_by_both(tmp_path):
+    """The lanes carry it over; the reader does not read on while it has no time to handle: hardly anything finds a queue full."""
+    flows, n = 64, 4096
+    file = tmp_path / "flows.pcap"
+    file.write_bytes(pcap((i * 1000, frame(i, i % flows)) for i in range(n)))
+    with middle() as net:
+        slow = protocol("ip", "engine_handlers:spun", "flow")
+        with started(net, [slow], dispatch="deferred", port={"file": {"port": f"pcap:{file}"}}) as e:
+            eventually(lambda: e.counters("file")["rx_frames"] == n, 20)
+            e.at_rest()
+            rows = e.rows("ip")
+            mine = [sum(pktring.flow_hash(frame(0, flow))[0] % 2 == ws for flow in range(flows)) * n // flows for ws in (0, 1)]
+            for row, due in zip(rows, mine, strict=True):
+                assert abs(row["queued"] + row["queue-drops"] - due) <= flows and row["handled"] == row["queued"]
+            assert sum(row["queued"] + row["queue-drops"] for row in rows) == n == e.counters("file")["classified"]
+            assert rows[0]["handled"] > mine[0] // 2, "the reader starves its own queue"
+            pids = {row["worker"] for row in e.engine.status()["handlers"] if row["frames"]}
+            assert pids == {1, 2}
