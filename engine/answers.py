@@ -41,6 +41,8 @@ class Answers:
             controller.log(line)
         plan.apps[:] = self.apps.apps.values()
         self._peers: dict[int, int] = {}  # by connection: the app
+        self._orphans = set(self.apps.apps)  # whose connection ended with an earlier controller
+        self._on_the_way: list[int] = []  # descriptors that an app is about to get
         self._sysctl = Sysctl(Knobs(controller))
 
     def verbs(self) -> dict[str, Verb]:
@@ -201,14 +203,22 @@ class Answers:
         )
         try:
             peer.attach(0 if app.memory is None else len(app.memory.mem))
+            self._on_the_way = theirs
             c.change(c.plan.changed(apps=[*c.plan.apps, app]))
         except BaseException:
             self._let_go(app.id)
             for fd in theirs:
                 os.close(fd)
             raise
+        finally:
+            self._on_the_way = []
         self._peers[peer.id] = app.id
         return Answer(reply, theirs, close=True)
+
+    def release_in_child(self) -> None:
+        """Let go of an app's own descriptors in a worker that is forked for it: else its death does not close them."""
+        for fd in self._on_the_way:
+            os.close(fd)
 
     def gone(self, peer: Peer) -> None:
         """An app's connection ended: the workers take their hands off, and its buffers come home."""
@@ -225,6 +235,9 @@ class Answers:
         """Several times a second: apps in quarantine are told of, and what waited for a worker is finished."""
         for line in self.apps.tick():
             self._c.log(line)
+        for app_id in [i for i in self._orphans if i in self.apps.apps and self.apps.apps[i].hung_up()]:
+            self._orphans.remove(app_id)
+            self._let_go(app_id)
 
 
 def _registered_alike(old: Handler, new: Handler) -> bool:

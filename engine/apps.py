@@ -13,6 +13,7 @@ import contextlib
 import grp
 import os
 import pwd
+import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -97,6 +98,13 @@ class PlannedApp:
         for fd in (*self.bells, *self.memory_fds):
             os.close(fd)
         self.bells, self.memory_fds, self.memory = [], [], None
+
+    def hung_up(self) -> bool:
+        """Has it closed its ends of the bells? Tells of an app's death where there is no connection that does."""
+        poll = select.poll()
+        for fd in self.bells:
+            poll.register(fd, 0)
+        return any(what & select.POLLHUP for _, what in poll.poll(0))
 
     # ---- from controller to controller ----
 

@@ -345,6 +345,8 @@ class Controller:
         self.rundir.release_in_child()
         if hasattr(self, "server"):
             self.server.release_in_child()
+        if hasattr(self, "answers"):
+            self.answers.release_in_child()
 
     def _end(self) -> None:
         if hasattr(self, "server"):

@@ -188,6 +188,23 @@ def test_the_one_in_c_is_killed_and_the_one_in_python_goes_on(plain_counter, run
     assert got == sorted(load.sent), "the engine forwarded less, or more, than was sent"
 
 
+@pytest.mark.needs("root")
+def test_an_app_that_outlived_a_controller_is_cleared_away_by_the_next(plain_counter):
+    with middle() as net, running(net) as engine:
+        app, stays = (App(net, engine, [plain_counter, "-e", "t", "-f", OURS, "left"]) for _ in range(2))
+        before = engine.controller()
+        os.kill(before, signal.SIGKILL)
+        engine.told("I_ADOPTED")
+        eventually(lambda: engine.run("stat", "--engine", "t").returncode == 0 and engine.controller() != before, 10)
+        net.lab.send(net.a, [unicast(i) for i in range(10)])
+        eventually(lambda: [a["counters"]["copied"] for a in engine.status()["apps"]] == [10, 10], 5)
+        app.ends(signal.SIGKILL)
+        engine.told(f"W_APP_GONE app=1 pid={app.child.pid} port=left lent=1024 returned=1024")
+        assert [a["pid"] for a in engine.status()["apps"]] == [stays.child.pid]
+        assert stays.ends(signal.SIGINT) == (0, "10 frames, 640 bytes, 0 dropped", "")
+        engine.told(f"W_APP_GONE app=2 pid={stays.child.pid}")
+
+
 def at_rest(engine):
     """The only app, when its numbers stand still."""
     before, after = engine.status()["apps"], engine.status()["apps"]
