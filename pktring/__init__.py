@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
 
 
 def get_include() -> str:
-    """The folder of the C headers: the region and its rings (layout.h, region.h, ring.h), handlers (pktring_handler.h)."""
+    """The folder of the C headers: apps (pktring.h), handlers (pktring_handler.h), the region's layout (layout.h, ring.h)."""
     import os
 
     import pktring.shm
