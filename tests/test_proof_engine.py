@@ -110,7 +110,7 @@ def test_1_at_full_load_a_worker_spends_less_than_a_hundredth_outside_of_the_loo
         time.sleep(1.1)  # a call of the loop is a second
     inside, total, calls = max((struct.unpack_from("3d", page, 24 * i) for i in range(160)), key=lambda said: said[1])
     print(f"outside {1 - inside / total:.3%} of {total:.2f} s CPU, {calls:.0f} calls")
-    assert total > 0.5, "it was idle"
+    assert total > 0.2, "it was idle"
     assert 1 - inside / total < 0.01
 
 
