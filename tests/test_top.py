@@ -178,6 +178,13 @@ class Screen:
             self.text += os.read(self.fd, 65536).decode(errors="replace")
         return self.text[begin:]
 
+    def rests(self, quiet_s=0.3, timeout_s=5):
+        """Read what was drawn before, until nothing comes any more."""
+        deadline = time.monotonic() + timeout_s
+        while select.select([self.fd], [], [], quiet_s)[0]:
+            assert time.monotonic() < deadline, "it goes on drawing"
+            self.text += os.read(self.fd, 65536).decode(errors="replace")
+
     def press(self, key):
         os.write(self.fd, key.encode())
 
@@ -230,6 +237,7 @@ def test_p_pauses_and_goes_on(on):
     screen.seen("Events")
     screen.press("p")
     screen.seen("paused")
+    screen.rests()
     time.sleep(0.6)  # three intervals in which nothing may be drawn
     assert not select.select([screen.fd], [], [], 0)[0]
     screen.press("p")
@@ -249,10 +257,11 @@ def test_a_smaller_terminal_is_drawn_for(on):
     screen = on("top", "--every", "0.2")
     screen.seen("Events")
     termios.tcsetwinsize(screen.fd, (8, 40))
-    deadline = time.monotonic() + 10
+    begin, deadline = len(screen.text), time.monotonic() + 10
     while True:
-        page = screen.seen(r"\x1b\[H").rpartition("\x1b[H")[0]
-        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", page).splitlines()
+        screen.seen(r"\x1b\[H")
+        whole = screen.text[begin:].split("\x1b[H")[1:-1]  # the last one may still be being drawn
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", whole[-1]).splitlines() if whole else []
         if lines and len(lines) <= 9 and max(map(len, lines)) <= 40:
             break
         assert time.monotonic() < deadline, lines
