@@ -9,8 +9,10 @@ It has everything imported that a controller needs: the next one is there in mil
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
+import resource
 import select
 import signal
 import time
@@ -24,6 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36
 DEATHS, WITHIN_S = 5, 10.0  # more deaths than that, and a pause comes before the next start
 PAUSE_S = 5.0
 ANEW, DEFECT = 75, 70  # a controller's exit status: it has ended everything, start from nothing; it gave up, and its workers run
+UNHEARD = (signal.SIGUSR1, signal.SIGUSR2)  # they mean nothing to an engine, and would end it; its children inherit that
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 Tell = Callable[[dict[str, Any]], None]  # what a controller says to whoever started the engine: {"ready": ...}, or {"error": [code, text]}
@@ -50,6 +53,7 @@ class Supervisor:
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         before = signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, self._hear) for number in HEARD}
+        handlers |= {number: signal.signal(number, signal.SIG_IGN) for number in UNHEARD}
         try:
             return self._keep(wake_r)
         finally:
@@ -101,7 +105,7 @@ class Supervisor:
         except Error as error:
             _say(said_w, {"error": [error.code, error.text]})
         except BaseException as error:
-            _say(said_w, {"error": ["E_INTERNAL", f"{type(error).__name__}: {error}: a defect of pktring"]})
+            _say(said_w, {"error": _refusal(error)})
             if os.environ.get("PKTRING_DEBUG"):
                 import traceback
 
@@ -149,6 +153,14 @@ class Supervisor:
             os.kill(self._controller, signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
         except ProcessLookupError:
             pass
+
+
+def _refusal(error: BaseException) -> list[str]:
+    """What nobody gave a code."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return ["E_FD_LIMIT", f"{limit}/{limit} used; raise LimitNOFILE: {error.strerror}"]
+    return ["E_INTERNAL", f"{type(error).__name__}: {error}: a defect of pktring"]
 
 
 def _say(fd: int, message: dict[str, Any]) -> None:

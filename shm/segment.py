@@ -140,11 +140,21 @@ def sweep() -> list[str]:
 
 
 def discard(name: str) -> list[str]:
-    """Unlink every segment of this name, kept or not; for whoever found their maker dead and does not go on with them."""
-    gone = [part for part in KINDS if os.path.exists(f"/dev/shm{_path(name, part)}")]
+    """Unlink every segment of this name, kept or not; for whoever found their maker dead and does not go on with them.
+
+    Raises E_NAME_SQUATTED: root could remove another user's too, but would not know what that is.
+    """
+    gone = [part for part in KINDS if os.path.lexists(path := f"/dev/shm{_path(name, part)}") and _ours(path)]
     for part in gone:
         unlink(name, part)
     return gone
+
+
+def _ours(path: str) -> bool:
+    uid = os.lstat(path).st_uid
+    if uid != os.geteuid():
+        raise Error("E_NAME_SQUATTED", f"{path} owned by uid {uid}: remove it or choose another name")
+    return True
 
 
 def unlink(name: str, part: str) -> None:
