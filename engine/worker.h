@@ -102,6 +102,7 @@ static inline uint32_t pr_w_collect(struct pr_worker *w)
         pr_batch_begin(b);
         moved += pr_app_collect(a, w->pool, b);
         pr_w_dispose(w, b);
+        pr_w_make_room(w);
     }
     return moved;
 }

@@ -95,13 +95,24 @@ static inline void pr_w_queued(struct pr_wport *p, uint32_t slots, uint32_t fram
     p->queued += frames;
 }
 
+/* Room for the next batch, made while no frame is in hand: who died with one burst in hand and another half sent would
+ * lose both. */
+static inline void pr_w_make_room(struct pr_worker *w)
+{
+    for (uint32_t i = 0; i < w->n_ports; i++) {
+        struct pr_wport *p = &w->port[i];
+        if (p->tx && pr_tx_room(p->tx, p->at) < PR_BATCH_DESC)
+            pr_w_push(p);
+    }
+}
+
 /* Send a frame that is in hand by a port. 1 = it is on its way; 0 = there is no way or no room there, and it was dropped:
  * the caller counts it. */
 static inline int pr_w_send(struct pr_worker *w, uint32_t number, const uint64_t *desc, uint32_t slots)
 {
     struct pr_wport *p = pr_w_port(w, number);
     if (p && p->tx) {
-        if (pr_tx_room(p->tx, p->at) < slots)
+        if (pr_tx_room(p->tx, p->at) < slots && p->tx->n <= PR_BATCH_DESC) /* room for a batch there never is */
             pr_w_push(p);
         if (pr_tx_room(p->tx, p->at) >= slots) {
             pr_hand_lay(w->pool, desc, slots, p->tx, p->at);
@@ -147,10 +158,11 @@ static inline void pr_w_handle(void *ctx, uint32_t proto, struct pr_batch *b)
     struct pr_worker *w = ctx;
     if (proto == PR_PROTO_TX) {
         pr_w_transmit(w, b);
-        return;
+    } else {
+        pr_handlers_run(w->handlers, proto, b);
+        pr_w_dispose(w, b);
     }
-    pr_handlers_run(w->handlers, proto, b);
-    pr_w_dispose(w, b);
+    pr_w_make_room(w);
 }
 
 static inline int pr_w_m2flow(void *ctx, uint32_t proto, uint64_t *desc, uint32_t n, uint32_t *hash)
