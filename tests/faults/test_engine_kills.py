@@ -12,7 +12,7 @@ from lab import End
 from live import middle
 from soak import kills
 from soak.apps import Apps
-from soak.rig import FORWARD, SLOTS, patient
+from soak.rig import FORWARD, QUEUED, TAP, patient
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.timeout(180)]
 
@@ -43,22 +43,6 @@ def test_F1_R1_R2_R10_workers_killed_under_load_lose_a_declared_burst_and_nothin
     )
 
 
-TAP = f"""
-[engine]
-name = "t"
-workers = 2
-slots = {SLOTS}
-[port.left]
-port = "tap:t0"
-[port.right]
-interface = "fb"
-rings = 2
-[[forward]]
-from = "left"
-to = "right"
-"""
-
-
 def test_F1_R2_a_worker_killed_on_a_tap_loses_what_it_had_read(net):
     """What was read from a TAP is gone with who read it: it must be declared as well."""
     with patient(net, TAP) as rig:
@@ -68,29 +52,6 @@ def test_F1_R2_a_worker_killed_on_a_tap_loses_what_it_had_read(net):
     told = kills.accounted(made)
     kills.under_fire(made)
     kills.told("F1 tap", lost=made.found.lost, declared=told, in_flight=made.in_flight)
-
-
-QUEUED = f"""
-[engine]
-name = "t"
-workers = 2
-slots = {SLOTS}
-dispatch = "deferred"
-[port.left]
-interface = "fa"
-rings = 2
-take = true
-[port.right]
-interface = "fb"
-rings = 2
-[[protocol]]
-name = "ip"
-handler = "forward:right"
-policy = "flow"
-qlimit = 4096
-[sysctl]
-"net.isr.maxqlimit" = 4096
-"""
 
 
 def test_F1_R2_R10_workers_killed_while_they_queue_to_each_other_lose_a_declared_burst(net):

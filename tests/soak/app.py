@@ -62,8 +62,11 @@ def main():
     for line in sys.stdin:
         role, *flags = line.split()
         if not os.fork():
-            with pktring.open(sys.argv[1] + "".join(flags)) as port:
-                {"listen": listen, "hold": hold, "stop": stop}[role](port)
+            try:
+                with pktring.open(sys.argv[1] + "".join(flags)) as port:
+                    {"listen": listen, "hold": hold, "stop": stop}[role](port)
+            except pktring.Error as why:
+                print(f"{why.code} {why}", file=sys.stderr, flush=True)
             os._exit(0)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 class Apps:
     """One process that forks apps; `with` ends it and them."""
 
-    def __init__(self, net, engine, port="fa"):
+    def __init__(self, net, engine, port="fa", errors=None):
         argv = [sys.executable, str(Path(__file__).parent / "app.py"), port]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         self.child = net.lab.start(net.fa.netns, argv, env=engine.env, **pipes)
         assert self._said()["ready"] == "zygote"
         self.pids = []
@@ -27,6 +27,14 @@ class Apps:
         assert said.get("ready") == role, said
         self.pids.append(said["pid"])
         return said["pid"]
+
+    @classmethod
+    def refused(cls, net, engine):
+        """An app that tries to attach and may not: what it says."""
+        with cls(net, engine, errors=subprocess.PIPE) as apps:
+            apps.child.stdin.write("stop\n")
+            apps.child.stdin.close()
+            return apps.child.stderr.read()
 
     def asked(self, pid):
         """End a listener. -> what it heard"""

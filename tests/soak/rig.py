@@ -41,6 +41,42 @@ to = "right"
 both = true
 """
 
+TAP = f"""
+[engine]
+name = "t"
+workers = 2
+slots = {SLOTS}
+[port.left]
+port = "tap:t0"
+[port.right]
+interface = "fb"
+rings = 2
+[[forward]]
+from = "left"
+to = "right"
+"""
+QUEUED = f"""
+[engine]
+name = "t"
+workers = 2
+slots = {SLOTS}
+dispatch = "deferred"
+[port.left]
+interface = "fa"
+rings = 2
+take = true
+[port.right]
+interface = "fb"
+rings = 2
+[[protocol]]
+name = "ip"
+handler = "forward:right"
+policy = "flow"
+qlimit = 4096
+[sysctl]
+"net.isr.maxqlimit" = 4096
+"""
+
 
 class Rig:
     """A running engine (engine_lab.Running), asked over its socket without a process for each question."""
