@@ -2,6 +2,8 @@
 
     eth0 ===== far0     eth1 ===== far1     eth2 ===== far2          all the time, frames of every kind are sent out of far0 and far1
 
+In the directory lie its edge.toml and mine.py; what speaks to an engine finds one that runs on them.
+
 What is not run here: `./run ...`, which runs us, and the left side of the table, which is what you know.
 """
 
@@ -28,6 +30,9 @@ README = (TOP / "README.md").read_text()
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+HANDLERS = PYTHON.pop(0)
+(EDGE,) = re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S)
+ASKING = ("stat", "sysctl", "top", "ps", "down")  # verbs that speak to an engine
 INDENTED = re.findall(r"^    (pktring .*)$", README, re.M)
 INLINE = re.findall(r"`(pktring \w+)`", README)
 TABLE = re.findall(r"^\| `(.*?)`.*? \| `(.*?)` \|$", README, re.M)
@@ -80,13 +85,41 @@ def net():
             sender.join(10)
 
 
+def in_directory(tmp_path):
+    """What the README says lies there. -> the environment in which commands find it."""
+    (tmp_path / "f.pcap").write_bytes(captures.pcap([(i, frame) for i, frame in enumerate(frames())]))
+    (tmp_path / "edge.toml").write_text(EDGE)
+    (tmp_path / "mine.py").write_text(HANDLERS)
+    return ENV | {"PYTHONPATH": ".", "PKTRING_RUNDIR": str(tmp_path / "run")}
+
+
+@contextlib.contextmanager
+def edge(net, tmp_path):
+    """The README's engine, running."""
+    lab, here, _ = net
+    with open(tmp_path / "said", "w+") as said:
+        child = lab.start(here.netns, ["pktring", "up", "edge.toml"], cwd=tmp_path, env=in_directory(tmp_path), stderr=said, stdout=-3)
+        try:
+            eventually(lambda: "is ready" in (tmp_path / "said").read_text() or child.poll() is not None, 20)
+            assert child.poll() is None, (tmp_path / "said").read_text()
+            yield
+        finally:
+            child.terminate()
+            child.wait(20)
+
+
 def typed(net, tmp_path, line):
     """Run a command line as a user would in an empty directory, and press Ctrl-C after a second. -> (status, stdout, stderr)"""
+    with edge(net, tmp_path) if line.split()[1] in ASKING else contextlib.nullcontext():
+        return _typed(net, tmp_path, line)
+
+
+def _typed(net, tmp_path, line):
     lab, here, _ = net
-    (tmp_path / "f.pcap").write_bytes(captures.pcap([(i, frame) for i, frame in enumerate(frames())]))
+    env = in_directory(tmp_path)
     argv = ["bash", "-o", "pipefail", "-c", line] if "|" in line else shlex.split(line)
     with open(tmp_path / "stdout", "w") as out, open(tmp_path / "stderr", "w+") as err:
-        child = lab.start(here.netns, argv, cwd=tmp_path, env=ENV, stdin=-3, stdout=out, stderr=err)
+        child = lab.start(here.netns, argv, cwd=tmp_path, env=env, stdin=-3, stdout=out, stderr=err)
         with contextlib.suppress(AssertionError):
             eventually(lambda: child.poll() is not None or "pktring: " in (tmp_path / "stderr").read_text(), 20)
             eventually(lambda: child.poll() is not None, 1.5)
@@ -98,6 +131,8 @@ def typed(net, tmp_path, line):
 
 def _ours(child):
     """The process to press Ctrl-C on: of a pipe its first program, the other ends with its input."""
+    if psutil.Process(child.pid).name() != "bash":
+        return child
     below = [p for p in psutil.Process(child.pid).children(recursive=True) if any("pktring" in word for word in p.cmdline())]
     return below[0] if below else child
 
@@ -129,6 +164,10 @@ def test_a_command_works_as_typed(net, tmp_path, line):
         assert len(out.splitlines()) == 10, out
     if "tshark" in line:
         assert "DNS" in out
+    if line.endswith("-Q"):
+        assert re.search(r"^ip +1 +256 +flow", out, re.M)
+    if line.endswith("--check"):
+        assert "nothing is wrong" in out
 
 
 def _only_what_was_asked_for(line, kept):
@@ -155,7 +194,8 @@ def test_the_bridge_of_the_table_joins_two_ports(net, tmp_path):
 
 def test_every_row_of_the_table_is_run():
     assert len(TABLE) >= 6 and all(typed in COMMANDS or typed in SNIPPETS for typed in TYPED)
-    assert {line.split()[1] for line in COMMANDS} == {"bridge", "capture", "doctor"} | {line.split()[1] for line in INLINE}
+    assert {line.split()[1] for line in COMMANDS} >= {line.split()[1] for line in INLINE}
+    assert {line.split()[1] for line in COMMANDS} == {"bridge", "capture", "doctor", "up", *ASKING}
 
 
 # ---- Python ----
@@ -166,7 +206,8 @@ def running(net, tmp_path, program):
     """A Python program with what it prints; killed at the end of the block."""
     lab, here, _ = net
     with open(tmp_path / "printed", "w") as out:
-        child = lab.start(here.netns, [sys.executable, "-c", program], cwd=tmp_path, env=ENV, stdout=out, stderr=out)
+        env = in_directory(tmp_path)
+        child = lab.start(here.netns, [sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=out, stderr=out)
         try:
             yield child, lambda: (tmp_path / "printed").read_text()
         finally:
@@ -200,6 +241,38 @@ def test_the_third_example_sniffs_ten_packets_and_ends(net, tmp_path):
         assert len([line for line in printed().splitlines() if line.startswith("Ether / IP")]) == 10
 
 
+@pytest.mark.needs("root")
+def test_the_fourth_example_attaches_to_the_engine(net, tmp_path):
+    with edge(net, tmp_path), running(net, tmp_path, "import pktring\n" + PYTHON[3]) as (child, printed):
+        eventually(lambda: len(printed().splitlines()) > 3 or child.poll() is not None, 15)
+        assert child.poll() is None and re.fullmatch(r"\d+ shared copy", printed().splitlines()[1]), printed()
+
+
+@pytest.mark.needs("root")
+def test_the_fifth_example_is_an_engine_of_its_own(net, tmp_path):
+    with running(net, tmp_path, "import pktring\n" + PYTHON[4]) as (child, printed):
+        assert child.wait(30) == 0, printed()
+        assert re.fullmatch(r"\d+ \d+", printed().splitlines()[-1]), printed()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("name", ["short", "to_port_53", "web"])
+def test_a_handler_forwards_what_it_says(net, tmp_path, monkeypatch, name):
+    if name == "web":
+        pytest.importorskip("numba", reason="tool: numba is not installed")
+    lab, _, (_, _, far2) = net
+    rules = EDGE.replace("mine:short", f"mine:{name}").replace('"not udp"', '"arp"')  # all of IP comes to the handler
+    monkeypatch.setitem(globals(), "EDGE", rules)
+    with lab.listening(far2) as ear, edge(net, tmp_path):
+        got = set(ear.take(150, 20))  # the first may all be of the worker that was first
+    wanted = {
+        "short": {frame for frame in frames() if len(frame) < 600},
+        "to_port_53": {frame for frame in frames() if frame[23] == 17 and frame[36:38] == b"\0\x35"},
+        "web": {frame for frame in frames() if frame[23] == 6 and frame[36:38] == b"\0\x50"},
+    }
+    assert got == wanted[name]
+
+
 def press_ctrl_c(child, presses=10):
     """As a person does: again, when nothing happens. (While a library is being imported a first one may go unheard.)"""
     for _ in range(presses):
@@ -222,7 +295,7 @@ def test_a_python_row_of_the_table_gives_packets(net, tmp_path, snippet):
 
 
 def test_there_is_an_example_for_each_test():
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 5 and "def " in HANDLERS
 
 
 # ---- links ----

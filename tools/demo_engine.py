@@ -84,7 +84,7 @@ class Engine:
         """Show what it says as far as "is ready"."""
         assert self._process.stderr
         deadline, text = time.monotonic() + START_S, b""
-        while b" is ready" not in text:
+        while b" is ready" not in text or not text.endswith(b"\n"):
             if not select.select([self._process.stderr], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise Error("E_DEMO", f"`pktring up` was not ready within {START_S:g} s: see `pktring doctor`")
             more = os.read(self._process.stderr.fileno(), 65536)
