@@ -24,7 +24,7 @@ VERBS = {
     "top": "an engine live: rates, drops, queues, CPU of each worker",
     "sysctl": "read and write an engine's knobs, by the BSDs' names",
     "bench": "our figures beside those of the programs people use now, in one run",
-    "demo": "two hosts joined by `bridge`, a TCP transfer between them, captured",
+    "demo": "two hosts joined by an engine: a TCP transfer, netisr, a capture, an attached process",
     "help": "what port names, their keys, and the counters mean",
 }
 
