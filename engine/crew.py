@@ -286,7 +286,7 @@ class Crew:
     def _bury(self, hand: Hand) -> str:
         """Fence it; how it ended."""
         hand.pidfd.wait(2.0)
-        how = hand.pidfd.reap() or "ended"
+        how = hand.pidfd.reap() or hand.pidfd.told() or "ended"  # one that was adopted is the supervisor's child
         hand.link.close()
         hand.pidfd.close()
         return how

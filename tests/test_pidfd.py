@@ -139,3 +139,17 @@ def test_no_descriptor_left_is_a_clear_refusal(sleeper):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert why.value.code == "E_FD_LIMIT"
+
+
+def test_how_a_process_ended_is_known_of_anothers_child_too():
+    """Here it is reaped behind its back; where the kernel is older than 6.15 nothing is known."""
+    for end, told in ((9, "sig=9"), (None, "status=3")):
+        child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit(3)"], stdin=subprocess.PIPE)
+        with PidFd.open(child.pid) as process:
+            assert process.told(0) is None
+            if end:
+                child.kill()
+            child.communicate()
+            assert process.reap() is None
+            assert process.told(1) in (told, None)
+            assert process.told(1) == told or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 15)
