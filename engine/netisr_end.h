@@ -32,7 +32,7 @@ struct pr_netisr_end {
     uint32_t handled;         /* protocols of which that is still to be told, a bit each */
     uint32_t found;           /* frames that the last holder of the workstream had in its hands */
 
-    uint64_t n_seen;          /* which of `seen` hold, a bit each */
+    uint64_t n_seen, n_empty; /* which of `seen` hold, and of which lanes that was all; a bit each */
     uint32_t inside;          /* a serve is running: a handler may not start another */
     uint32_t left;            /* of the snapshot of pending protocols, those still to be served */
     uint32_t serving;         /* the protocol whose detached frames are being handled, or PR_NETISR_PROTOS */

@@ -130,7 +130,7 @@ struct pr_netisr_base {
 
 struct pr_netisr_move {
     uint64_t key;
-    uint32_t until, moved;
+    uint32_t until, pad;
 };
 
 struct pr_netisr_moves {

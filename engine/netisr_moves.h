@@ -7,7 +7,7 @@
  * earlier.
  *
  *   barrier[lane]   the lane's frames when the change began: flows of which nothing else is known wait for it
- *   flow[key]       flows that sent more meanwhile: they wait for their own last frame; then they have `moved`
+ *   flow[key]       flows that sent more meanwhile: they wait for their own last frame
  *   horizon[lane]   the last frame that anybody waits for. All horizons passed: the change is over
  *
  * While its barrier stands, a flow that finds no free entry (8 looks) raises the barrier instead: of the flows that
@@ -15,7 +15,8 @@
  * Entries are kept until the next change: one that vanished would let its flow go back.
  *
  * `until` is set before the frame is put, to a burst more than were put before, so that a producer that is killed, or
- * refused, leaves it too late and never too early; an empty lane is always through (`done` = put).
+ * refused, leaves it too late and never too early. Therefore an empty lane is through too (`done` = put), and `until` is
+ * then set to what is done: a flow that may go does not have to come back when others fill the lane again.
  *
  * Nothing of this is looked at while nothing moves. A second change waits for the first one's end; a flow that never
  * lets its queue run empty never moves, as with RFS. All of it lies in shared memory: an heir goes on with it. */
@@ -88,14 +89,20 @@ static inline struct pr_netisr_moves *pr_netisr_moves_look(struct pr_netisr_end 
 /* Was everything up to `until` on this lane handled when this burst first asked? One answer a burst: a later one might
  * be yes for the second of two frames of a flow, while the first, placed and not yet put, is to go to the old place. */
 static inline int pr_netisr_settled(struct pr_netisr_end *e, const struct pr_netisr_cell *c, uint32_t ws,
-                                    uint32_t until)
+                                    uint32_t *until)
 {
     if (!(e->n_seen >> ws & 1)) {
         e->n_seen |= 1ull << ws;
-        uint32_t done = __atomic_load_n(&c->done, __ATOMIC_ACQUIRE), put = pr_netisr_frames(c->put);
-        e->seen[ws] = done == put ? put + PR_BURST : done;
+        e->seen[ws] = __atomic_load_n(&c->done, __ATOMIC_ACQUIRE);
+        e->n_empty &= ~(1ull << ws);
+        e->n_empty |= (uint64_t)(e->seen[ws] == pr_netisr_frames(c->put)) << ws;
     }
-    return (int32_t)(e->seen[ws] - until) >= 0;
+    if ((int32_t)(e->seen[ws] - *until) >= 0)
+        return 1;
+    if (!(e->n_empty >> ws & 1))
+        return 0;
+    __atomic_store_n(until, e->seen[ws], __ATOMIC_RELAXED);
+    return 1;
 }
 
 /* Where a frame goes while flows move. `key` has its protocol in the highest byte. */
@@ -115,12 +122,10 @@ static inline uint32_t pr_netisr_move(struct pr_netisr_end *e, struct pr_netisr_
             f = g;
     }
     if (f && f->key) {
-        if (f->moved || pr_netisr_settled(e, c, old, f->until)) {
-            f->moved = 1;
-            return new;
-        }
+        if (pr_netisr_settled(e, c, old, &f->until))
+            return new; /* and so it stays: what was handled remains handled */
         f->until = next;
-    } else if (pr_netisr_settled(e, c, old, *barrier)) {
+    } else if (pr_netisr_settled(e, c, old, barrier)) {
         return new;
     } else if (f) {
         f->until = next;

@@ -93,6 +93,69 @@ def test_handled_is_not_taken(lab):
     in_order(lab, at)
 
 
+def test_the_last_frame_counts_not_the_one_before(lab):
+    send(lab, 0, 3, at := {}, 64)
+    lab.netisr.set_active(2)
+    send(lab, 0, 3, at)
+    lab.ends[3].budget = 64
+    assert lab.ends[3].serve() == 64  # all but the last
+    send(lab, 0, 3, at)
+    assert lens(lab)[1] == 0
+    lab.serve(1)
+    lab.serve()
+    in_order(lab, at)
+
+
+def test_an_empty_lane_is_through_while_others_are_not(lab):
+    send(lab, 0, 2, at := {})
+    send(lab, 0, 3, at)
+    lab.netisr.set_active(2)
+    for flow in (2, 3):
+        send(lab, 0, flow, at)
+    lab.serve(3)
+    send(lab, 0, 3, at)
+    assert lens(lab) == [0, 1, 2, 0] and lab.ends[0].moving
+    lab.serve()
+    in_order(lab, at)
+
+
+def test_a_flow_that_has_gone_does_not_come_back(lab):
+    """When others, which stay, fill the lane again that it left when it was empty."""
+    send(lab, 0, 5, at := {})  # workstream 1's, of three it is 2's
+    send(lab, 0, 3, at)
+    lab.netisr.set_active(3)
+    send(lab, 0, 5, at)
+    lab.serve(1)
+    send(lab, 0, 5, at)
+    send(lab, 0, 1, at)  # stays where it is
+    send(lab, 0, 5, at)
+    assert lens(lab) == [0, 1, 2, 1] and lab.ends[0].moving
+    lab.serve(2)
+    lab.serve()
+    in_order(lab, at)
+
+
+def test_a_worker_that_catches_up_in_the_middle_of_a_burst_parts_no_flow(lab):
+    """It empties the lane between two frames of the flow being placed."""
+    lab.netisr.unregister("ip")
+    lab.register("ip", 1, "flow", dispatch="deferred", m2flow="m:f")
+    asked = []
+
+    def meanwhile(proto, descs):
+        asked.append(1)
+        if len(asked) == 3:
+            lab.serve(3)
+        return 3
+
+    lab.ends[0].m2flow = meanwhile
+    lab.queue(0, 1, numbered(1))
+    lab.netisr.set_active(2)
+    lab.queue(0, 1, numbered(2, 1))
+    lab.serve(1)
+    lab.serve()
+    assert lab.frames() == numbered(3)
+
+
 def test_flows_that_find_no_entry_wait_for_the_lane():
     """More flows, all of one lane, than the table finds places for: the lane's barrier is raised for the others."""
     flows = range(3, 3 + 4 * 4000, 4)  # all of them are workstream 3's, and most go elsewhere
@@ -104,7 +167,7 @@ def test_flows_that_find_no_entry_wait_for_the_lane():
             send(lab, 0, flow, at)
         assert lens(lab) == [0, 0, 0, 4001]
         lab.ends[3].budget = 64
-        for i, flow in enumerate(flows):
+        for i, flow in enumerate(reversed(flows)):  # first those of which frames wait longest
             send(lab, 0, flow, at)
             if i % 32 == 0:
                 lab.ends[3].serve()

@@ -253,6 +253,16 @@ def test_a_late_producer_cannot_reach_the_next_owner(lab):
     lab.check()
 
 
+def test_frames_in_hand_when_the_protocol_changes_its_owner_are_in_the_new_books(lab):
+    """They are handled by the old one's handler, and counted where handled is."""
+    lab.register("ip", 1)
+    lab.queue(0, 1, numbered(3))
+    lab.hooks.append(lambda end, proto, frames: lab.netisr.unregister("ip") or lab.register("new", 1))
+    lab.serve()
+    assert lab.work() == lab.work() | {"queued": 3, "handled": 3, "watermark": 0}
+    lab.check()
+
+
 # ---- N-Q: limits, drops ----
 
 

@@ -307,6 +307,18 @@ def test_a_batch_is_whole_frames_of_all_producers_in_their_order(lab):
     lab.check()
 
 
+@pytest.mark.parametrize("call", ["queue_src", "dispatch_src"])
+def test_holes_in_a_batch_are_nobodys(lab, call):
+    """A frame whose buffer went elsewhere: it is neither queued, nor handled, nor counted."""
+    for policy in ("deferred", "hybrid", "direct"):
+        lab.netisr.set_dispatch(policy)
+        a, b = lab.make(0, [b"a", b"b"])
+        assert getattr(lab.ends[0], call)(1, 0, [0, a, 0, b, 0]) == 0
+        lab.serve()
+    assert lab.frames() == [b"a", b"b"] * 3 and lab.work()["handled"] == 6
+    lab.check()
+
+
 # ---- the internal protocol ----
 
 
