@@ -96,11 +96,11 @@ def _shown(args: argparse.Namespace, stop: cli.Stop, hosts: Hosts, folder: str, 
             questions = hosts.questions() if not stop else {"round_trips": 0, "round_trip_us": 0.0, "lost": 0}
             status, tables = engine.status(), engine.netisr()
             seen = app.end()
-        engine.end()
+        carried = engine.end()
     told = next((one for one in status["apps"] if one["id"] == seen["app"]), {})
     return {
         "transfer": transfer,
-        "capture": demo_engine.captured(status, file),
+        "capture": demo_engine.captured(status, carried, file),
         "bridge": {"a_to_b": demo_engine.way(status, "left", "right"), "b_to_a": demo_engine.way(status, "right", "left")},
         "file": file,
         "engine": demo_engine.facts(status) | {"config": text, "file": path if os.path.dirname(file) == folder else ""},

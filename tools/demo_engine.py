@@ -108,12 +108,13 @@ class Engine:
 
         return netisr_tables.text(*stat.netisr(engines.call(self._found, "sysctl", name="net.isr")["values"]))
 
-    def end(self) -> None:
-        """Ask it to end, and wait."""
+    def end(self) -> dict[str, Any]:
+        """Ask it to end, and wait. -> what its ports carried in all, as `up --json` says it."""
         self._process.send_signal(signal.SIGTERM)
-        _, err = self._process.communicate(timeout=END_S)
+        out, err = self._process.communicate(timeout=END_S)
         if self._process.returncode:
             raise Error("E_DEMO", f"`pktring up` failed: {err.decode(errors='replace').strip()}: see `pktring doctor`")
+        return json.loads(out)
 
     def __enter__(self) -> Engine:
         return self
@@ -142,15 +143,15 @@ def way(status: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     return {"frames": sent["tx_frames"], "bytes": sent["tx_bytes"], "dropped": dropped(summed(rows)), "reasons": reasons}
 
 
-def captured(status: dict[str, Any], file: str) -> dict[str, Any]:
-    """Return what the mirrors wrote: the keys of `capture --json` that mean something here."""
+def captured(status: dict[str, Any], carried: dict[str, Any], file: str) -> dict[str, Any]:
+    """Return what the mirrors wrote, to the end: the keys of `capture --json` that mean something here."""
     ports = status["ports"]
-    written = next(port["counters"] for port in ports.values() if port["facts"].get("driver") == "pcap")
+    name, written = next((name, port["counters"]) for name, port in ports.items() if port["facts"].get("driver") == "pcap")
     ends = [ports[name]["counters"] for name in ("left", "right")]
     reasons = {name: n for name, n in drops(summed(ends)).items() if name == "drop_mirror"}
     kernel = sum(end["drop_kernel"] for end in ends)
     return {
-        "captured": written["tx_frames"],
+        "captured": carried["ports"][name]["tx_frames"],
         "dropped_kernel": kernel,
         "dropped_engine": sum(reasons.values()) + dropped(written),
         "written_bytes": os.path.getsize(file),
