@@ -97,7 +97,7 @@ def _shown(args: argparse.Namespace, stop: cli.Stop, hosts: Hosts, folder: str, 
             status, tables = engine.status(), engine.netisr()
             seen = app.end()
         carried = engine.end()
-    told = next((one for one in status["apps"] if one["id"] == seen["app"]), {})
+    told: dict[str, Any] = next((one for one in status["apps"] if one["id"] == seen["app"]), {})
     return {
         "transfer": transfer,
         "capture": demo_engine.captured(status, carried, file),

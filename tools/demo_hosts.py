@@ -112,7 +112,7 @@ def _there_and_back(one: socket.socket, other: socket.socket) -> None:
 
 def _round_trips(*trips: Callable[[], None]) -> tuple[float, int]:
     """Make ROUND_TRIPS of them, in turn. -> the median in us, and how many did not come back."""
-    times = []
+    times: list[float] = []
     for i in range(ROUND_TRIPS):
         began = time.perf_counter()
         try:
