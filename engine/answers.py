@@ -35,7 +35,7 @@ class Answers:
             plan.region.pool_of(len(plan.cpus) + 1),
             living=controller.crew.living,
             kick=controller.crew.kick_all,
-            group=controller.config.group or "pktring",
+            group=controller.config.group,
         )
         for line in self.apps.adopt(controller.adopted_apps):
             controller.log(line)

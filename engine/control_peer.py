@@ -42,7 +42,7 @@ class Group:
     """The group whose members may change things. Looked up once: asking may take seconds where a directory service answers."""
 
     def __init__(self, name: str | None):
-        self.name = name or GROUP
+        self.name = GROUP if name is None else name  # "": nobody is in it
         try:
             self.gid = grp.getgrnam(self.name).gr_gid
         except KeyError:

@@ -121,7 +121,7 @@ class Opening:
             owners=owners,
             kept=True,
             mode=0o660 if group else 0o600,
-            group=group,
+            group=group or None,
             generation=self.generation,
         )
         self._undo.append(region.close)
@@ -194,9 +194,9 @@ def _carries(plan: Plan, port: PlannedPort) -> bool:
     return bool(rings)
 
 
-def existing(group: str) -> str | None:
-    """The group, if there is such a one."""
+def existing(group: str) -> str:
+    """The group, if there is such a one; else "", nobody's."""
     try:
         return grp.getgrnam(group).gr_name
     except KeyError:
-        return None
+        return ""

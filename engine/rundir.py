@@ -277,9 +277,11 @@ def _opened_folder(path: str) -> int:
 
 
 def _group(group: str | None) -> int | None:
-    """The gid; None where the default group is not there, or is not ours to give to."""
+    """The gid; None for "", and where the default group is not there, or is not ours to give to."""
     import grp
 
+    if group == "":
+        return None
     try:
         gid = grp.getgrnam(group or GROUP).gr_gid
     except KeyError:
