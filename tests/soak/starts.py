@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ class Life:
                 os.setsid()
                 log = os.open(home.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(log, 2)
+                sys.stderr = open(2, "w", closefd=False)  # pytest has put its own there
                 with home.net.lab.inside(home.net.fa.netns):
                     status = pktring.Engine(home.config).run(lambda told: os.write(said, json.dumps(told).encode() + b"\n"))
             finally:
