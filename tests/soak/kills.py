@@ -76,7 +76,7 @@ def campaign(net, rig, *, rate, source=None, sink=None, flows=16):
 
 
 def kill_workers(rig, made, n, *, seed, workers=(1, 2), wait=(0.005, 0.03), number=9):
-    """Kill workers in turn at random microseconds; each time the next one runs before the next kill. More, up to 4 n, until one hit a burst."""
+    """Kill workers in turn at random microseconds; the next one runs before the next kill. Up to 4 n, until one hit a burst."""
     dice = random.Random(seed)
     pids = {w: rig.pid(w) for w in workers}
     for i in range(4 * n):
