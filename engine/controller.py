@@ -109,6 +109,7 @@ class Controller:
             self._carry_whole(plan)
             for post in self.crew.posts:
                 self.crew.fill(post, died=False)
+            self.crew.all_run()
         except BaseException:
             self._end_of(plan)
             raise

@@ -181,6 +181,19 @@ class Crew:
             clean = self.stop(post)
             self.fill(post, died=not clean)
 
+    def all_run(self) -> None:
+        """Wait until every worker has taken its post. Raises E_WORKER."""
+        deadline = time.monotonic() + READY_S
+        while (late := [post for post in self.posts if not self._runs(post)]) and not self.suspect:
+            if time.monotonic() > deadline or any(post.hand and post.hand.pidfd.ended for post in late):
+                numbers = ", ".join(str(post.index + 1) for post in late)
+                raise Error("E_WORKER", f"worker {numbers} does not run: see the lines above")
+            time.sleep(0.001)
+
+    def _runs(self, post: Post) -> bool:
+        record = _engine.record_read(self.plan.memory.record(post.index))
+        return post.hand is not None and (record["state"], record["pid"]) == (_engine.PR_WS_RUNNING, post.hand.pid)
+
     def renew(self, plan: Plan) -> None:
         """The plan for those who come from now on; the workers that run are right as they are."""
         self.plan = plan

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pktring.engine.rundir import EngineSeen
 
 TIMEOUT_S = 5.0
+SUCCESSION_S = 3.0  # how long a controller whose workers run may be without a successor
 
 
 def flag(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,8 @@ def known() -> list[EngineSeen]:
 
 
 def pick(name: str | None) -> EngineSeen:
-    """Return the engine of this name, or the only one."""
-    living = [found for found in known() if found.alive]
+    """Return the engine of this name, or the only one; waits a moment for one whose controller has just died."""
+    living = _living(name)
     names = [found.name for found in living]
     if name is None and len(living) > 1:
         raise Error("E_USAGE", f"{len(living)} engines run ({', '.join(names)}): say which with --engine NAME")
@@ -45,6 +46,19 @@ def pick(name: str | None) -> EngineSeen:
         if name in (None, found.name):
             return found
     raise Error("E_NO_ENGINE", f"no engine named {name!r} runs: {cli.near(str(name), names)}")
+
+
+def _living(name: str | None) -> list[EngineSeen]:
+    from pktring.engine.rundir import data_path
+
+    deadline = time.monotonic() + SUCCESSION_S
+    while True:
+        seen = known()
+        living = [found for found in seen if found.alive]
+        awaited = any(not found.alive and name in (None, found.name) and data_path(found.path) for found in seen)
+        if any(name in (None, found.name) for found in living) or not awaited or time.monotonic() > deadline:
+            return living
+        time.sleep(0.02)
 
 
 def call(found: EngineSeen, verb: str, timeout_s: float = TIMEOUT_S, **body: Any) -> dict[str, Any]:
