@@ -281,10 +281,10 @@ def test_bytes_calls_and_awakenings_are_counted(ports, lab, region, rx):
     source, target = ports("vb", "rx", netns=b.netns, take=1, rx=rx), ports("vc", "tx", netns=c.netns)
     forwarder = Forwarder([Path(source, target)])
     sizes = [60 + 7 * i for i in range(100)]
-    sender = threading.Timer(0.1, lab.send, (a, [numbered(i, size) for i, size in enumerate(sizes)]))
+    sender = threading.Timer(0.4, lab.send, (a, [numbered(i, size) for i, size in enumerate(sizes)]))
     with lab.listening(d) as ear:
         sender.start()
-        assert forwarder.run(0.5) == "time"
+        assert forwarder.run(1.0) == "time"
         sender.join()
         assert [len(frame) for frame in ear.take(100)] == sizes
     assert source.stats()["rx_bytes"] == sum(sizes) == target.stats()["tx_bytes"]
