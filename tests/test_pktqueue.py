@@ -633,16 +633,23 @@ def under_fire(victim, headers=None, seed=1):
     return got.returncode, got.stdout
 
 
+def until_a_kill_hits(victim):
+    """Kill thousand after thousand until one of them had frames in its hands; all must end well. -> the facts of each thousand"""
+    told = []
+    while not told or " crashed=0 " in told[-1]:
+        assert len(told) < 10, "no kill hit a burst in flight"
+        status, facts = under_fire(victim, seed=1 + len(told))
+        assert status == 0, facts
+        told.append(facts)
+    return told
+
+
 def test_P_M6_a_thousand_killed_producers_wedge_nothing_and_lose_no_published_frame():
-    status, facts = under_fire("producer")
-    assert status == 0, facts
-    assert " lost=0 " in facts and " crashed=0 " not in facts
+    assert all(" lost=0 " in facts for facts in until_a_kill_hits("producer"))
 
 
 def test_P_M7_a_thousand_killed_consumers_lose_a_burst_each_at_most_and_repeat_nothing():
-    status, facts = under_fire("consumer")
-    assert status == 0, facts
-    assert " crashed=0 " not in facts
+    assert until_a_kill_hits("consumer")
 
 
 MUTANTS = {
