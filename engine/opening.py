@@ -93,8 +93,6 @@ class Opening:
         bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.cpus]
         plan = Plan(self.config, self.generation, region, memory, self.cpus, ports, [], [], bells, self._listeners())
         plan.forwards, plan.mirrors = rules(self.config, ports)
-        for port in ports:
-            carry_whole(plan, port)
         return plan
 
     def _device(self, number: int, want: Wanted) -> tuple[Device, Any, str]:
@@ -164,8 +162,7 @@ def rules(config: Config, ports: list[PlannedPort]) -> tuple[list[Rule], list[Ru
     forwards, mirrors = [], []
     for f in config.forwards:
         program = compile_filter(f.filter) if f.filter else b""
-        ways = [(f.from_, f.to)] + ([(f.to, f.from_)] if f.both else [])
-        forwards += [Rule(number[a], number[b], program, DIRECTIONS["in"]) for a, b in ways]
+        forwards += [Rule(number[a], number[b], program, DIRECTIONS["in"]) for a, b in f.ways()]
     for m in config.mirrors:
         program = compile_filter(m.filter) if m.filter else b""
         mirrors.append(Rule(number[m.from_], number[m.to], program, DIRECTIONS[m.direction]))

@@ -181,7 +181,7 @@ class Netisr:
         return self._offer("queue", proto, source, frame)
 
     def dispatch_src(self, proto: Handler | str | int, source: int, frame: bytes) -> int:
-        """Dispatch a frame by the protocol's policy; this program has no workstream, so HYBRID queues and DIRECT runs in the controller."""
+        """Dispatch a frame by the protocol's policy; this program has no workstream, so that HYBRID and DIRECT queue, too."""
         return self._offer("dispatch", proto, source, frame)
 
     def queue(self, proto: Handler | str | int, frame: bytes) -> int:
